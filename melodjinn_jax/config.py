@@ -1,0 +1,251 @@
+"""Every setting of Melodjinn, as frozen dataclasses with a line of help each; nothing else.
+
+An experiment file builds a `Config` in `get_config()`; the command line overrides single fields
+(`--dynamics.num-layers 24`). All fields are part of a run's identity and may not change on resume,
+but for those of `RuntimeConfig`, which say how a run is carried out and not what it computes.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal
+
+DRUM_NAMES = ("kick", "snare", "hat", "clap", "tom")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The toy drum world, or a DATASET that a pipeline wrote."""
+
+    path: str = ""
+    """Folder of the DATASET; empty: WORKDIR/dataset. It is prepared there if it does not exist."""
+    num_drums: int = 3
+    """Number of synthetic drums, in the order kick, snare, hat, clap, tom (1 to 5)."""
+    one_shots: str = ""
+    """Folder of one-shot recordings (WAV, FLAC or MP3) to play instead of the synthetic drums; empty: synthetic."""
+    rhythm: Literal["random", "loop"] = "random"
+    """Hits at random times, or a short pattern repeated through each clip."""
+    offsets: bool = True
+    """Hits fall at any sample (true) or only at the start of a frame (false)."""
+    min_velocity: float = 1.0
+    """The gain of each hit is drawn uniformly from [min_velocity, 1]; 1: every hit is equally loud."""
+    hits_per_second: float = 4.0
+    """Mean rate of random hits."""
+    min_gap: int = 4
+    """Fewest frames between the starts of two hits; tails overlap and add."""
+    loop_frames: int = 16
+    """Length of the repeated pattern, in frames."""
+    clip_frames: int = 96
+    """Frames in one record of the DATASET."""
+    train_clips: int = 512
+    """Records of the training split."""
+    heldout_clips: int = 64
+    """Records of the validation split, and as many again of the test split."""
+    seed: int = 0
+    """Random seed of the world: another seed is another draw of clips."""
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The small codec fitted on the data."""
+
+    codebook_size: int = 256
+    """Entries in each codebook."""
+    num_codebooks: int = 2
+    """Residual codebooks per frame."""
+    steps: int = 600
+    """Optimiser steps of the fit."""
+    seed: int = 0
+    """Random seed of the fit."""
+
+
+@dataclass(frozen=True)
+class LatentActionConfig:
+    """The latent action model (LAM): what it sees, its size, its bottleneck, how codes become keys."""
+
+    features: Literal["mel", "waveform", "normalized"] = "mel"
+    """What the LAM sees and predicts: max-pooled mel bands, the mu-law companded waveform, or unit-power patches."""
+    action_stride: int = 1
+    """Frames per action (S)."""
+    dim: int = 64
+    """Model width (D)."""
+    num_heads: int = 4
+    """Attention heads (A)."""
+    encoder_layers: int = 2
+    """Blocks of the causal encoder."""
+    decoder_layers: int = 2
+    """Blocks of the causal decoder."""
+    window: int = 24
+    """Blocks that each attention layer looks back over; the encoder's receptive field is encoder_layers * (window - 1) + 1."""
+    latent_dim: int = 8
+    """Width of a latent action (Z)."""
+    bottleneck: Literal["ema_vq", "fsq"] = "ema_vq"
+    """How latents become codes: a codebook tracked by exponential moving averages, or finite scalar quantisation."""
+    codebook_init: Literal["clusters", "random"] = "clusters"
+    """Read the codebook off the clusters of the continuous warm-up, or start it at random (the classical way)."""
+    reset_dead_codes: bool = False
+    """Re-seed unused codes from encoder outputs; only for the comparison with the classical start, for it flips codes."""
+    max_codes: int = 16
+    """Most codes of the EMA codebook; the number in use is discovered."""
+    fsq_levels: tuple[int, ...] = (2, 2)
+    """Levels of each FSQ dimension; their product is the number of codes."""
+    kl_weight: float = 0.005
+    """Price of information in the continuous warm-up; this price is what makes a NOOP."""
+    commitment_weight: float = 0.0125
+    """Weight of the commitment loss under a codebook."""
+    ema_decay: float = 0.95
+    """Decay of the codebook's moving averages."""
+    cluster_radius: float = 2.0
+    """Cluster centres closer than this, in units of the warm-up's noise, are one code."""
+    gradient: Literal["reconstruction", "dynamics"] = "reconstruction"
+    """What trains the LAM: its own decoder's reconstruction, or (decoder-free) the dynamics model's cross entropy."""
+    merge_cosine: float = 0.93
+    """Codes whose effects on the sound have a cosine above this become one key."""
+    noop_threshold: float = 0.35
+    """A code whose effect is below this share of the median strong effect is NOOP."""
+    collapse_frames: int = 2
+    """A key repeated within this many actions is credited to the first; 0 keeps repeats."""
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """The dynamics transformer over codec tokens."""
+
+    dim: int = 64
+    """Model width (D)."""
+    num_heads: int = 4
+    """Attention heads (A)."""
+    num_layers: int = 3
+    """Transformer blocks."""
+    window: int = 48
+    """Frames that each token looks back over, in training as in play."""
+    max_mask_rate: float = 1.0
+    """Each clip hides whole frames of its context at a rate drawn from U(0, max_mask_rate)."""
+    splice_probability: float = 0.5
+    """How often another clip's past stands before this clip's future."""
+    action_dropout: float = 0.1
+    """Share of clips trained with the null action."""
+
+
+@dataclass(frozen=True)
+class PhasesConfig:
+    """When training goes from discover to quantise to frozen."""
+
+    discover_steps: int = 150
+    """Steps of the continuous warm-up; 0 starts with a codebook at once."""
+    discover_attempts: int = 1
+    """Warm-ups tried from different random starts; the one with the least held-out error goes on."""
+    dynamics_start: Literal["quantise", "frozen"] = "frozen"
+    """The phase from which the dynamics model trains."""
+    freeze: Literal["auto", "step", "never"] = "auto"
+    """Freeze when the actions are stable, at freeze_deadline whatever they do, or never."""
+    freeze_deadline: int = 300
+    """Last step of the LAM, counted from the start of the run."""
+    check_every: int = 25
+    """Steps between two looks at the probe set."""
+    stable_checks: int = 2
+    """Looks in a row that must find the actions stable."""
+    min_agreement: float = 0.9
+    """Agreement of the worst key's assignments between two looks that counts as stable."""
+    probe_clips: int = 96
+    """Unlabelled training clips on which codes are read off, merged and compared."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with clipping and a schedule."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """Decay after the warm-up: cosine to a tenth, warm-up-stable-decay, or none."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    decay_fraction: float = 0.2
+    """Share of the steps that the WSD schedule spends decaying."""
+    b2: float = 0.99
+    """Decay of the second moment."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The length and the batches of a run."""
+
+    steps: int = 800
+    """Optimiser steps of the whole run, all phases together."""
+    batch_size: int = 16
+    """Clips per step (B)."""
+    crop_frames: int = 48
+    """Frames of the random crop of each clip (F)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the matrix products; parameters, norms and losses stay float32."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What `evaluate` measures, and on what."""
+
+    split: Literal["test", "validation"] = "test"
+    """Held-out split: choose settings on validation, report on test."""
+    clips: int = 48
+    """Held-out clips."""
+    frames: int = 64
+    """Frames of each generated clip."""
+    prompt_frames: int = 8
+    """True frames before each generation (36 in the looped world's NOOP test)."""
+    loop_prompt_frames: int = 36
+    """True frames before the all-NOOP continuation of a looped rhythm."""
+    presses_per_key: int = 24
+    """Presses of each key in the all-keys test."""
+    temperature: float = 0.5
+    """Temperature of the measures under `sampled`; the others are greedy."""
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How a run is carried out: these settings may change when it resumes."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int = 100
+    """Steps between two checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept."""
+    compile_cache: str = "~/.cache/melodjinn/jax"
+    """Folder of compiled programs, shared by all runs; empty: none."""
+    data_workers: int = 0
+    """Processes that read the data; 0 reads in the training process."""
+    progress: bool = True
+    """Show a progress bar."""
+    evaluate: bool = True
+    """End the training with the evaluation and the report."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str = "toy_drums"
+    """Name of the experiment, shown in reports."""
+    seed: int = 0
+    """Random seed of the models, the batches and the noise."""
+    data: DataConfig = field(default_factory=DataConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    latent_actions: LatentActionConfig = field(default_factory=LatentActionConfig)
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    phases: PhasesConfig = field(default_factory=PhasesConfig)
+    lam_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dynamics_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def identity(config: Config) -> dict:
+    """The settings that a resumed run must share with the run it resumes, as nested dicts."""
+    fields = dataclasses.asdict(config)
+    del fields["runtime"], fields["evaluation"]
+    return fields

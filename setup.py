@@ -1,0 +1,36 @@
+"""Install script of Melodjinn: `pip install -e .[dev]`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="melodjinn-jax",
+    version="0.1.0",
+    description="Steerable music world models: latent actions and dynamics over neural-codec tokens, in JAX",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["melodjinn_jax", "melodjinn_jax.*", "data_pipelines", "data_pipelines.*"]),
+    package_data={"melodjinn_jax": ["py.typed"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "array-record>=0.8.1",
+        "tensorflow-datasets>=4.9.10",
+        "importlib_resources",  # tensorflow-datasets imports it without declaring it
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "soundfile>=0.13",
+        "tyro>=1.0",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.13"],
+    },
+)
