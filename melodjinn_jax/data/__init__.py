@@ -1,0 +1,1 @@
+"""Sound files, the toy drum world, the DATASET on disk and the batches read from it."""

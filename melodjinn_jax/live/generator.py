@@ -1,0 +1,108 @@
+"""Generation: frame by frame from a ring cache, steered by one action per block, all in one compiled loop."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from melodjinn_jax.models.dynamics import DynamicsModel, DynamicsState, align_actions
+from melodjinn_jax.models.transformer import Block
+from melodjinn_jax.training.state import Models
+
+
+def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
+    """Tokens int32 [B] from logits [B, K]: greedy at temperature 0, else from the `top_k` likeliest (0: from all)."""
+    greedy = jnp.argmax(logits, axis=-1)
+    if top_k:
+        floor = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+    return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
+
+
+def play_frame(
+    model: DynamicsModel,
+    layers: tuple[Block, ...],
+    state: DynamicsState,
+    action_B: jax.Array,
+    given_BQ: jax.Array,
+    is_given_B: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array,
+    top_k: int,
+) -> tuple[DynamicsState, jax.Array]:
+    """One frame: every codebook in turn, sampled, or taken from `given_BQ` where `is_given_B`.
+
+    Returns:
+      the stream's new state and the frame's codes int32 [B, Q].
+    """
+    tokens = []
+    for codebook, key_token in enumerate(jax.random.split(key, model.num_codebooks)):
+        logits, cache = model.token_logits(layers, state, action_B, codebook)
+        token = jnp.where(is_given_B, given_BQ[:, codebook], sample(logits, key_token, temperature, top_k))
+        state = DynamicsState(cache, token, state.position + 1)
+        tokens.append(token)
+    return state, jnp.stack(tokens, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnames=("models", "top_k"))
+def _generate(models, params, prompt_BFQ, prompt_frames_B, actions, key, temperature, top_k):
+    model = models.dynamics(params)
+    B, F, _ = prompt_BFQ.shape
+    by_frame = align_actions(actions, jnp.asarray(model.null_action), model.action_stride)[:, :F]
+
+    layers = model.transformer.layers()
+
+    def step(state, inputs):
+        frame, action, given = inputs
+        is_given = frame < prompt_frames_B
+        return play_frame(
+            model, layers, state, action, given, is_given, jax.random.fold_in(key, frame), temperature, top_k
+        )
+
+    inputs = (jnp.arange(F), by_frame.T, prompt_BFQ.transpose(1, 0, 2))
+    _, codes = jax.lax.scan(step, model.init_state(B), inputs)
+    return codes.transpose(1, 0, 2)
+
+
+def generate(
+    models: Models,
+    params: Any,
+    prompt_BFQ: np.ndarray,
+    prompt_frames: int | np.ndarray,
+    actions: np.ndarray,
+    *,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_k: int = 0,
+) -> np.ndarray:
+    """Continue prompts under actions.
+
+    Args:
+      models: of the run.
+      params: of the dynamics model.
+      prompt_BFQ: int codes over the whole length; those from `prompt_frames` on are ignored.
+      prompt_frames: frames taken from the prompt, one number or [B].
+      actions: int [B, N - 1]; action i leads into block i + 1, those within the prompt describe it.
+      seed: of the sampling.
+      temperature: 0 is greedy.
+      top_k: tokens to sample from; 0 is all.
+
+    Returns:
+      int32 [B, F, Q], the prompt included.
+    """
+    prompt_frames_B = jnp.broadcast_to(jnp.asarray(prompt_frames), prompt_BFQ.shape[:1])
+    return np.asarray(
+        _generate(
+            models,
+            params,
+            jnp.asarray(prompt_BFQ, jnp.int32),
+            prompt_frames_B,
+            jnp.asarray(actions, jnp.int32),
+            jax.random.key(seed),
+            jnp.float32(temperature),
+            top_k,
+        )
+    )

@@ -1,0 +1,174 @@
+"""The causal transformer that the latent action model and the dynamics model share.
+
+Pre-norm blocks with RMSNorm, QK-norm, rotary positions and a sliding window whose softmax holds a learned sink:
+one logit per head that takes attention when nothing in the window deserves it (Xiao et al. 2023, "Efficient
+streaming language models with attention sinks"; as a bare logit, gpt-oss 2025). A sink without a key needs no place
+in the cache, so the ring of a cached step and the band mask of training see the very same positions.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+ROPE_BASE = 1000.0
+ROPE_CIRCLE = 65536
+
+# A loop over layers keeps the compile time of deep stacks in bounds, but costs a small model on a CPU half its speed.
+MAX_UNROLLED_LAYERS = 4
+
+
+class KVCache(NamedTuple):
+    """A ring of the last W rotated keys and values, [B, W, A, P] for each layer."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def rotary_table(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of rotary angles (Su et al. 2021): [..., head_dim / 2] each, for int positions [...].
+
+    The frequencies are whole multiples of one turn in `ROPE_CIRCLE` positions, so that a stream may count positions
+    modulo that number for ever: angles are exact after ten hours as after a second, and a key is rotated only once.
+    """
+    ideal = ROPE_BASE ** (-np.arange(head_dim // 2) / (head_dim // 2))
+    turns = np.maximum(1, np.round(ideal * ROPE_CIRCLE / (2 * np.pi))).astype(np.int32)
+    angles = (positions[..., None] % ROPE_CIRCLE * turns % ROPE_CIRCLE) * (2 * np.pi / ROPE_CIRCLE)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate heads x [..., L, A, P] by a table of [..., L, P / 2]."""
+    cos, sin = (t[..., None, :].astype(x.dtype) for t in table)
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([x1 * cos - x2 * sin, x1 * sin + x2 * cos], axis=-1)
+
+
+def softmax_with_sink(logits: jax.Array, sink: jax.Array) -> jax.Array:
+    """Softmax over the last axis of float32 logits, with a further logit `sink` in the denominator alone."""
+    peak = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=-1, keepdims=True), sink))
+    weights = jnp.exp(logits - peak)
+    return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - peak))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over a causal sliding window."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.num_heads, self.head_dim, self.window = num_heads, dim // num_heads, window
+        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        self.qkv = linear(dim, 3 * dim)
+        # Residual branches start small in proportion to the depth (Radford et al. 2019).
+        out_init = nnx.initializers.variance_scaling(1 / (2 * num_layers), "fan_in", "truncated_normal")
+        self.out = linear(dim, dim, kernel_init=out_init)
+        self.query_norm = nnx.RMSNorm(self.head_dim, dtype=jnp.float32, rngs=rngs)
+        self.key_norm = nnx.RMSNorm(self.head_dim, dtype=jnp.float32, rngs=rngs)
+        self.sink = nnx.Param(jnp.zeros(num_heads))
+
+    def project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values [..., A, P] of x [..., D]; queries and keys normalised, not yet rotated."""
+        heads = self.qkv(x).reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        q, k, v = heads[..., 0, :, :], heads[..., 1, :, :], heads[..., 2, :, :]
+        return self.query_norm(q).astype(x.dtype), self.key_norm(k).astype(x.dtype), v
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        """Rotated queries [B, L, A, P] against keys and values [B, M, A, P] where mask [L, M] allows: [B, L, D]."""
+        logits = jnp.einsum("blap,bmap->balm", q, k, preferred_element_type=jnp.float32) / self.head_dim**0.5
+        logits = jnp.where(mask, logits, -1e30)
+        weights = softmax_with_sink(logits, self.sink[...][:, None, None])
+        mixed = jnp.einsum("balm,bmap->blap", weights.astype(v.dtype), v)
+        return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        q, k, v = self.project(x_BLD)
+        positions = jnp.arange(x_BLD.shape[1])
+        table = rotary_table(positions, self.head_dim)
+        distance = positions[:, None] - positions
+        mask = (distance >= 0) & (distance < self.window)
+        return self.attend(rotate(q, table), rotate(k, table), v, mask)
+
+    def step(self, x_BD, keys_BWAP, values_BWAP, position) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """One position against the ring: returns the output [B, D] and the updated keys and values."""
+        q, k, v = (heads[:, None] for heads in self.project(x_BD))
+        table = rotary_table(position[None], self.head_dim)
+        here = position % self.window
+        keys = jax.lax.dynamic_update_slice_in_dim(keys_BWAP, rotate(k, table), here, axis=1)
+        values = jax.lax.dynamic_update_slice_in_dim(values_BWAP, v, here, axis=1)
+        age = (here - jnp.arange(self.window)) % self.window
+        return self.attend(rotate(q, table), keys, values, (age <= position)[None])[:, 0], keys, values
+
+
+class Block(nnx.Module):
+    """Attention and a layer of four times the width, each on a normalised residual branch.
+
+    The nonlinearity is the squared ReLU (So et al. 2021, "Primer"): as good as GELU, and cheap on every device.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        norm = functools.partial(nnx.RMSNorm, dim, dtype=jnp.float32, rngs=rngs)
+        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = Attention(dim, num_heads, window, num_layers, dtype, rngs)
+        self.up = linear(dim, 4 * dim)
+        out_init = nnx.initializers.variance_scaling(1 / (2 * num_layers), "fan_in", "truncated_normal")
+        self.down = linear(4 * dim, dim, kernel_init=out_init)
+
+    def mlp(self, x: jax.Array) -> jax.Array:
+        return self.down(jnp.square(jax.nn.relu(self.up(self.mlp_norm(x)))))
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
+        return x_BLD + self.mlp(x_BLD)
+
+    def step(self, x_BD, keys, values, position) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mixed, keys, values = self.attention.step(self.attention_norm(x_BD), keys, values, position)
+        x_BD = x_BD + mixed
+        return x_BD + self.mlp(x_BD), keys, values
+
+
+class Transformer(nnx.Module):
+    """A stack of blocks with a final norm; parameters are stacked by layer and scanned over."""
+
+    def __init__(self, dim: int, num_heads: int, num_layers: int, window: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.num_layers, self.num_heads, self.head_dim, self.window = num_layers, num_heads, dim // num_heads, window
+        self.dtype = dtype
+
+        @nnx.vmap
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(dim, num_heads, window, num_layers, dtype, rngs)
+
+        self.blocks = stack(rngs.fork(split=num_layers))
+        self.norm = nnx.RMSNorm(dim, dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        """Causal pass over a sequence: [B, L, D] to [B, L, D]."""
+        unroll = self.num_layers <= MAX_UNROLLED_LAYERS
+        x_BLD, _ = jax.lax.scan(lambda x, block: (block(x), None), x_BLD.astype(self.dtype), self.blocks, unroll=unroll)
+        return self.norm(x_BLD)
+
+    def init_cache(self, batch_size: int) -> KVCache:
+        shape = (batch_size, self.window, self.num_heads, self.head_dim)
+        zeros = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.num_layers))
+        return KVCache(zeros, zeros)
+
+    def layers(self) -> tuple[Block, ...]:
+        """The blocks one by one. A loop over positions takes them as constants, sliced once, before it begins."""
+        return tuple(jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.num_layers))
+
+    def step(
+        self, layers: tuple[Block, ...], x_BD: jax.Array, cache: KVCache, position: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """One position, given the ring of the ones before it: output [B, D] and the new ring.
+
+        Unrolled, because at batch 1 a loop over layers costs more than the layers do.
+        """
+        x_BD = x_BD.astype(self.dtype)
+        keys, values = [], []
+        for block, layer_keys, layer_values in zip(layers, cache.keys, cache.values, strict=True):
+            x_BD, layer_keys, layer_values = block.step(x_BD, layer_keys, layer_values, position)
+            keys.append(layer_keys)
+            values.append(layer_values)
+        return self.norm(x_BD), KVCache(tuple(keys), tuple(values))

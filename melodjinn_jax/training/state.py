@@ -1,0 +1,130 @@
+"""The training state: a dict of arrays whose shape depends on the phase, and the models it belongs to."""
+
+import enum
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from melodjinn_jax.config import Config
+from melodjinn_jax.models.bottlenecks import Codebook, empty_codebook, fsq_vectors, random_codebook
+from melodjinn_jax.models.dynamics import DynamicsModel
+from melodjinn_jax.models.features import num_channels
+from melodjinn_jax.models.latent_action import LatentActionModel
+from melodjinn_jax.training.optimizer import make_optimizer
+
+State = dict[str, Any]
+"""Arrays by name; see `Phase` for which are there."""
+
+
+class Phase(enum.StrEnum):
+    """Where a run stands. The state holds, beside `step` (steps done), `rng` and `feature_scale`:
+
+    discover: `lam`, `lam_opt`;
+    quantise: also `codebook`, `key_of_code`, `probe_keys` (keys at the last look);
+    frozen: `lam`, `codebook`, `key_of_code`, and no optimiser state of the LAM.
+
+    `dynamics`, `dynamics_opt` and `dynamics_start` (the step it began at) are there once the dynamics model trains.
+    """
+
+    DISCOVER = "discover"
+    QUANTISE = "quantise"
+    FROZEN = "frozen"
+
+
+@dataclass(frozen=True)
+class CodecShape:
+    """What the models need to know of the codec."""
+
+    sample_rate: int
+    hop_length: int
+    num_codebooks: int
+    codebook_size: int
+
+
+@dataclass(frozen=True)
+class Models:
+    """The networks of a run, without their parameters."""
+
+    config: Config
+    codec: CodecShape
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.config.training.dtype)
+
+    @property
+    def num_codes(self) -> int:
+        actions = self.config.latent_actions
+        return len(fsq_vectors(actions.fsq_levels)) if actions.bottleneck == "fsq" else actions.max_codes
+
+    def _new_lam(self, rngs: nnx.Rngs) -> LatentActionModel:
+        actions = self.config.latent_actions
+        channels = num_channels(actions, self.codec.sample_rate, self.codec.hop_length)
+        action_dim = actions.dim if actions.gradient == "reconstruction" else self.config.dynamics.dim
+        return LatentActionModel(actions, channels, action_dim, self.dtype, rngs)
+
+    def _new_dynamics(self, rngs: nnx.Rngs) -> DynamicsModel:
+        return DynamicsModel(
+            self.config.dynamics,
+            num_codebooks=self.codec.num_codebooks,
+            codebook_size=self.codec.codebook_size,
+            num_actions=self.num_codes,
+            action_stride=self.config.latent_actions.action_stride,
+            dtype=self.dtype,
+            rngs=rngs,
+        )
+
+    @cached_property
+    def _lam_graph(self) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(lambda: self._new_lam(nnx.Rngs(0))))[0]
+
+    @cached_property
+    def _dynamics_graph(self) -> nnx.GraphDef:
+        return nnx.split(nnx.eval_shape(lambda: self._new_dynamics(nnx.Rngs(0))))[0]
+
+    def lam(self, params: Any) -> LatentActionModel:
+        return nnx.merge(self._lam_graph, jax.tree.map(nnx.Param, params))
+
+    def dynamics(self, params: Any) -> DynamicsModel:
+        return nnx.merge(self._dynamics_graph, jax.tree.map(nnx.Param, params))
+
+    def init_lam(self, key: jax.Array) -> Any:
+        return nnx.to_pure_dict(nnx.split(self._new_lam(nnx.Rngs(key)))[1])
+
+    def init_dynamics(self, key: jax.Array) -> Any:
+        return nnx.to_pure_dict(nnx.split(self._new_dynamics(nnx.Rngs(key)))[1])
+
+    def init_codebook(self, key: jax.Array) -> Codebook:
+        """The codebook of a run that starts without a continuous warm-up, or that FSQ fixes."""
+        actions = self.config.latent_actions
+        if actions.bottleneck == "fsq":
+            codebook = empty_codebook(self.num_codes, len(actions.fsq_levels))
+            return {**codebook, "vectors": jnp.asarray(fsq_vectors(actions.fsq_levels))}
+        return random_codebook(key, actions.max_codes, actions.latent_dim)
+
+    @property
+    def trains_jointly(self) -> bool:
+        """Whether the LAM learns from the dynamics model's loss, so that both train from the first step."""
+        return self.config.latent_actions.gradient == "dynamics"
+
+
+def with_dynamics(models: Models, state: State, step: int, params: Any = None) -> State:
+    """The state with a dynamics model, fresh or from `params`, that starts to train at `step`."""
+    if params is None:
+        params = jax.jit(models.init_dynamics)(stream(state["rng"], "dynamics"))
+    opt_state = make_optimizer(models.config.dynamics_optimizer).init(params)
+    return {**state, "dynamics": params, "dynamics_opt": opt_state, "dynamics_start": jnp.int32(step)}
+
+
+def stream(rng: jax.Array, name: str) -> jax.Array:
+    """A random key for one purpose, derived from the run's key."""
+    return jax.random.fold_in(rng, zlib.crc32(name.encode()))
+
+
+def count_parameters(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

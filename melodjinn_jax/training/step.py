@@ -1,0 +1,201 @@
+"""One training step of each phase: losses, gradients, updates; jitted, compiled once, state donated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from melodjinn_jax.config import Config
+from melodjinn_jax.models.action_space import collapse_repeats
+from melodjinn_jax.models.bottlenecks import (
+    add_noise,
+    finite_scalar_quantize,
+    nearest_codes,
+    quantize,
+    reset_dead_code,
+    update_codebook,
+)
+from melodjinn_jax.models.features import block_features
+from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer
+from melodjinn_jax.training.state import Models, Phase, State
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def scaled_features(models: Models, state: State, waveform: jax.Array) -> jax.Array:
+    """The LAM's input of a batch: block features over their global standard deviation, [B, N, C]."""
+    features = block_features(waveform, models.config.latent_actions, models.codec.sample_rate)
+    return features / state["feature_scale"]
+
+
+def encode_codes(models: Models, state: State, waveform: jax.Array) -> jax.Array:
+    """Codes int32 [B, N - 1] of a batch of int16 waveforms [B, F, H]."""
+    latents = models.lam(state["lam"]).encode(scaled_features(models, state, waveform))
+    if models.config.latent_actions.bottleneck == "fsq":
+        return finite_scalar_quantize(latents, models.config.latent_actions.fsq_levels)[0]
+    return nearest_codes(state["codebook"]["vectors"], latents)
+
+
+def encode_keys(models: Models, state: State, waveform: jax.Array) -> jax.Array:
+    """Keys int32 [B, N - 1]: codes merged by effect, repeats credited to the first."""
+    keys = state["key_of_code"][encode_codes(models, state, waveform)]
+    return collapse_repeats(keys, models.config.latent_actions.collapse_frames)
+
+
+def bottleneck(
+    models: Models, state: State, phase: Phase, latents: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array, Metrics, jax.Array | None]:
+    """Latents through the bottleneck of the phase: (what comes out, its price, metrics, codes)."""
+    config = models.config.latent_actions
+    if phase is Phase.DISCOVER:
+        noisy, divergence = add_noise(latents, key)
+        return noisy, config.kl_weight * divergence, {"kl": divergence}, None
+    if config.bottleneck == "fsq":
+        codes, quantized = finite_scalar_quantize(latents, config.fsq_levels)
+        return quantized, jnp.zeros(()), {}, codes
+    codes, quantized, commitment = quantize(state["codebook"], latents)
+    return quantized, config.commitment_weight * commitment, {"commitment": commitment}, codes
+
+
+def splice(codes: jax.Array, actions: jax.Array, stride: int, probability: float, key: jax.Array):
+    """Put the past of another clip before the future of some clips.
+
+    In a predictable rhythm the past says one thing and the action never contradicts it; a spliced clip does.
+
+    Args:
+      codes: int [B, F, Q].
+      actions: [B, N - 1, ...], indices or embeddings.
+      stride: frames per block.
+      probability: of a splice, per clip.
+      key: random key.
+
+    Returns:
+      codes, actions, and the loss weights float32 [B, F]: zero in the block at the cut, which nothing can predict.
+    """
+    B, F, _ = codes.shape
+    blocks = F // stride
+    key_cut, key_choice = jax.random.split(key)
+    cut = jax.random.randint(key_cut, (B,), 1, blocks)
+    cut = jnp.where(jax.random.bernoulli(key_choice, probability, (B,)), cut, 0)[:, None]
+    block_of_frame = jnp.arange(F) // stride
+    from_other = (block_of_frame < cut)[..., None]
+    # Action i leads into block i + 1: up to the block before the cut it is the other clip's.
+    other_action = (jnp.arange(blocks - 1) + 1 < cut).reshape(B, blocks - 1, *([1] * (actions.ndim - 2)))
+    codes = jnp.where(from_other, jnp.roll(codes, 1, axis=0), codes)
+    actions = jnp.where(other_action, jnp.roll(actions, 1, axis=0), actions)
+    return codes, actions, 1.0 - ((block_of_frame == cut) & (cut > 0))
+
+
+def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
+    """Mean cross entropy in nats per token, with action dropout, splice and masked context.
+
+    Args:
+      models: of the run.
+      params: of the dynamics model.
+      codes: int [B, F, Q].
+      actions: keys int32 [B, N - 1], or the embeddings [B, N - 1, D] of continuous actions.
+      key: random key.
+    """
+    config, stride = models.config.dynamics, models.config.latent_actions.action_stride
+    model = models.dynamics(params)
+    key_drop, key_splice, key_rate, key_mask = jax.random.split(key, 4)
+    codes = codes.astype(jnp.int32)
+    B, F, _ = codes.shape
+    null = model.null_action if actions.ndim == 2 else model.embed_action(jnp.asarray(model.null_action))
+    dropped = jax.random.bernoulli(key_drop, config.action_dropout, (B, 1) + (1,) * (actions.ndim - 2))
+    actions = jnp.where(dropped, null, actions)
+    codes, actions, weights = splice(codes, actions, stride, config.splice_probability, key_splice)
+    rate = config.max_mask_rate * jax.random.uniform(key_rate, (B, 1))
+    hidden = jax.random.uniform(key_mask, (B, F)) < rate
+    losses = optax.softmax_cross_entropy_with_integer_labels(model(codes, actions, hidden), codes)
+    return jnp.sum(losses.mean(axis=-1) * weights) / jnp.sum(weights)
+
+
+def lam_loss(
+    models: Models, state: State, phase: Phase, params: dict[str, Any], batch: Batch, key: jax.Array
+) -> tuple[jax.Array, tuple[Metrics, jax.Array, jax.Array | None]]:
+    """Loss of the LAM in its regime, with (metrics, latents, codes)."""
+    key_noise, key_dynamics = jax.random.split(key)
+    features = scaled_features(models, state, batch["waveform"])
+    lam = models.lam(params["lam"])
+    latents = lam.encode(features)
+    passed, price, metrics, codes = bottleneck(models, state, phase, latents, key_noise)
+    if models.trains_jointly:
+        loss = dynamics_loss(models, params["dynamics"], batch["codes"], lam.embed_latents(passed), key_dynamics)
+        metrics["cross_entropy"] = loss
+    else:
+        loss = jnp.mean((lam.decode(features, passed) - features[:, 1:]) ** 2)
+        metrics["reconstruction"] = loss
+    return loss + price, (metrics, latents, codes)
+
+
+def update_lam(models: Models, phase: Phase, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    """One step of the LAM (with the dynamics model where that is what trains it) and of its codebook."""
+    config = models.config
+    trained = {name: state[name] for name in (("lam", "dynamics") if models.trains_jointly else ("lam",))}
+    key_loss, key_reset = jax.random.split(key)
+
+    def loss_fn(params):
+        return lam_loss(models, state, phase, params, batch, key_loss)
+
+    (_, (metrics, latents, codes)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    metrics["grad_norm"] = optax.global_norm(grads)
+    new = dict(state)
+    lam_steps = config.training.steps if config.phases.freeze == "never" else config.phases.freeze_deadline
+    rate = learning_rate(config.lam_optimizer, state["step"], lam_steps)
+    new["lam"], new["lam_opt"] = apply_gradients(
+        make_optimizer(config.lam_optimizer), state["lam"], state["lam_opt"], grads["lam"], rate
+    )
+    if models.trains_jointly:
+        new.update(_step_dynamics(config, state, grads["dynamics"]))
+    if phase is Phase.QUANTISE and config.latent_actions.bottleneck == "ema_vq":
+        new["codebook"] = update_codebook(state["codebook"], latents, codes, config.latent_actions.ema_decay)
+        if config.latent_actions.reset_dead_codes:
+            new["codebook"] = reset_dead_code(new["codebook"], latents, key_reset)
+    if codes is not None:
+        metrics["codes_in_use"] = jnp.sum(jnp.bincount(codes.ravel(), length=models.num_codes) > 0)
+    return new, metrics
+
+
+def _step_dynamics(config: Config, state: State, grads: Any) -> State:
+    start = state["dynamics_start"]
+    rate = learning_rate(config.dynamics_optimizer, state["step"] - start, config.training.steps - start)
+    params, opt_state = apply_gradients(
+        make_optimizer(config.dynamics_optimizer), state["dynamics"], state["dynamics_opt"], grads, rate
+    )
+    return {"dynamics": params, "dynamics_opt": opt_state}
+
+
+def update_dynamics(models: Models, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+    """One step of the dynamics model under the LAM's keys, through which no gradient flows."""
+    keys = batch["actions"] if "actions" in batch else encode_keys(models, state, batch["waveform"])
+
+    def loss_fn(params):
+        return dynamics_loss(models, params, batch["codes"], keys, key)
+
+    loss, grads = jax.value_and_grad(loss_fn)(state["dynamics"])
+    metrics = {"cross_entropy": loss, "dynamics_grad_norm": optax.global_norm(grads), "noop_share": jnp.mean(keys == 0)}
+    return {**state, **_step_dynamics(models.config, state, grads)}, metrics
+
+
+def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """The jitted step of a phase. Its state is donated; what is frozen has no gradient and no optimiser state."""
+    dynamics_apart = not models.trains_jointly and (
+        phase is Phase.QUANTISE and models.config.phases.dynamics_start == "quantise"
+    )
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key_lam, key_dynamics = jax.random.split(jax.random.fold_in(state["rng"], state["step"]))
+        metrics: Metrics = {}
+        new = state
+        if phase is not Phase.FROZEN:
+            new, metrics = update_lam(models, phase, new, batch, key_lam)
+        if phase is Phase.FROZEN or dynamics_apart:
+            new, more = update_dynamics(models, new, batch, key_dynamics)
+            metrics |= more
+        return {**new, "step": state["step"] + 1}, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
