@@ -75,7 +75,7 @@ class LatentActionConfig:
     decoder_layers: int = 2
     """Blocks of the causal decoder."""
     window: int = 24
-    """Blocks that each attention layer looks back over; the encoder's receptive field is encoder_layers * (window - 1) + 1."""
+    """Blocks that each attention layer looks back over; the encoder sees encoder_layers * (window - 1) + 1 in all."""
     latent_dim: int = 8
     """Width of a latent action (Z)."""
     bottleneck: Literal["ema_vq", "fsq"] = "ema_vq"
@@ -83,7 +83,7 @@ class LatentActionConfig:
     codebook_init: Literal["clusters", "random"] = "clusters"
     """Read the codebook off the clusters of the continuous warm-up, or start it at random (the classical way)."""
     reset_dead_codes: bool = False
-    """Re-seed unused codes from encoder outputs; only for the comparison with the classical start, for it flips codes."""
+    """Re-seed unused codes from latents; only for the comparison with the classical start, for it flips codes."""
     max_codes: int = 16
     """Most codes of the EMA codebook; the number in use is discovered."""
     fsq_levels: tuple[int, ...] = (2, 2)

@@ -24,8 +24,6 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     Raises `UserError`, naming the file, if it is missing, empty or unreadable, holds no samples, or holds NaN or Inf.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file: give the path of an audio file")
     samples, rate = _decode(path)
     if len(samples) == 0:
         raise UserError(f"{path} holds no samples: remove it or replace it")
@@ -45,6 +43,8 @@ def load_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 def _decode(path: Path) -> tuple[np.ndarray, int]:
     """Mono float64 `[samples]` and the sample rate; read in blocks, because a damaged header may claim any length."""
     try:
+        if not path.is_file():
+            raise UserError(f"{path} is not a file: give the path of an audio file")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty: remove it or replace it")
         with soundfile.SoundFile(path) as file:

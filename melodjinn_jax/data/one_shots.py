@@ -1,6 +1,7 @@
 """The sounds of the toy drum world: five synthetic drums, or one-shot recordings from a folder."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,10 +53,10 @@ def level_for_mix(drums: OneShots, min_gap: int) -> OneShots:
     if min_gap < 1:
         raise UserError(f"data.min_gap is {min_gap}: it must be at least 1 frame")
     envelope = np.abs(drums.waveforms).max(axis=0)
+    interval = min_gap * HOP_LENGTH
     bound = sum(envelope[start : start + interval].max() for start in range(0, len(envelope), interval))
     gain = np.float32(min(1.0, _MIX_CEILING / bound))
     return dataclasses.replace(drums, waveforms=drums.waveforms * gain)
-
 
 
 def synthetic_one_shots(num_drums: int) -> OneShots:
@@ -129,7 +130,7 @@ def read_one_shots(folder: str | Path) -> OneShots:
     """
     files = audio_files(folder)
     names = tuple(file.stem for file in files)
-    for first, second in zip(files, files[1:], strict=False):
+    for first, second in itertools.pairwise(files):
         if first.stem == second.stem:
             raise UserError(f"{first} and {second} would both be called {first.stem}: rename one")
     waveforms = [_prepare(file) for file in files]
@@ -143,8 +144,12 @@ def audio_files(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"data.one_shots is {folder}, which is not a folder: give a folder of audio files")
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"data.one_shots is {folder}, which cannot be read: {error.strerror or error}") from error
     files = sorted(
-        (file for file in folder.iterdir() if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".")),
+        (entry for entry in entries if entry.suffix.lower() in AUDIO_SUFFIXES),
         key=lambda file: (file.stem, file.suffix),
     )
     if not files:

@@ -46,58 +46,89 @@ def digest_codebook(vectors: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(vectors, dtype="<f4").tobytes()).hexdigest()
 
 
-def measure_effects(codes: np.ndarray, mel_BFC: np.ndarray, stride: int, num_codes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean change of the sound after each code.
+@dataclass(frozen=True)
+class Effects:
+    """How the sound changes after every action of some clips."""
 
-    Args:
-      codes: int [B, N - 1]; code i leads into block i + 1.
-      mel_BFC: `mel_features` of the same clips.
-      stride: frames per block.
-      num_codes: codes of the codebook.
+    rise: np.ndarray
+    """[B, n, C]: rise in log magnitude, the loudest of the next frames over the frame before."""
+    linear_rise: np.ndarray
+    """[B, n, C]: root of the rise in linear magnitude, which tells sounds apart more sharply."""
 
-    Returns:
-      strengths [K], the norm of the mean rise in log magnitude (0 for unused codes), and directions [K, C] of unit
-      norm, from the root of the rise in linear magnitude, which tells sounds apart more sharply.
-    """
+    def strength(self, chosen: np.ndarray) -> float:
+        """Norm of the mean rise over the chosen actions, bool [B, n]; 0 where none is chosen."""
+        return float(np.linalg.norm(self.rise[chosen].mean(axis=0))) if chosen.any() else 0.0
+
+    def direction(self, chosen: np.ndarray) -> np.ndarray:
+        """The mean linear rise [C] over the chosen actions, of unit norm."""
+        mean = self.linear_rise[chosen].mean(axis=0) if chosen.any() else np.zeros(self.rise.shape[-1])
+        return mean / max(float(np.linalg.norm(mean)), 1e-9)
+
+
+def measure_effects(mel_BFC: np.ndarray, stride: int) -> Effects:
+    """Effects from the `mel_features` of clips. Actions whose effect reaches past the clip's end are left out."""
     frames = mel_BFC.shape[1]
     span = max(stride, EFFECT_FRAMES)
-    starts = (np.arange(codes.shape[1]) + 1) * stride
-    starts = starts[starts + span <= frames]
+    starts = np.arange(stride, frames - span + 1, stride)
     before = mel_BFC[:, starts - 1]
     after = np.max([mel_BFC[:, starts + i] for i in range(span)], axis=0)
-    rise = np.maximum(0, after - before)
-    linear_rise = np.sqrt(np.maximum(0, np.expm1(after) - np.expm1(before)))
-    strengths, directions = np.zeros(num_codes), np.zeros((num_codes, mel_BFC.shape[-1]))
-    codes = codes[:, : len(starts)]
-    for code in np.unique(codes):
-        strengths[code] = np.linalg.norm(rise[codes == code].mean(axis=0))
-        direction = linear_rise[codes == code].mean(axis=0)
-        directions[code] = direction / max(np.linalg.norm(direction), 1e-9)
-    return strengths, directions
+    return Effects(np.maximum(0, after - before), np.sqrt(np.maximum(0, np.expm1(after) - np.expm1(before))))
 
 
-def merge_codes(strengths: np.ndarray, directions: np.ndarray, noop_code: int, config: LatentActionConfig) -> np.ndarray:
-    """Key of every code, from the codes' effects.
+def merge_codes(
+    codes: np.ndarray, effects: Effects, num_codes: int, noop_code: int, config: LatentActionConfig
+) -> np.ndarray:
+    """Key of every code, from the effects of the codes on unlabelled clips.
 
-    Strong codes found the keys, weaker ones join the key most like them but never move it.
+    Strong codes found the keys, weaker ones join the key most like them but never move it. A code that is weak on the
+    whole may yet be the first sign of something that began late in its block, and elsewhere the tail of the same: it
+    joins the key it is like if it is strong where that key has not just sounded (repeats are collapsed anyway).
+
+    Args:
+      codes: int [B, N - 1] of the clips that `effects` was measured on.
+      effects: of those clips.
+      num_codes: codes of the codebook.
+      noop_code: the code that is NOOP by definition.
+      config: thresholds.
 
     Returns:
-      int [K]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 in order of strength.
+      int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by strength.
     """
+    codes = codes[:, : effects.rise.shape[1]]
+    strengths = np.array([effects.strength(codes == code) for code in range(num_codes)])
     strong = strengths[strengths > 0.4 * strengths.max()]
-    floor = config.noop_threshold * np.median(strong) if len(strong) else 0.0
-    key_of_code = np.zeros(len(strengths), np.int64)
+    floor = config.noop_threshold * float(np.median(strong)) if len(strong) else 0.0
+    key_of_code = np.zeros(num_codes, np.int64)
     founders: list[np.ndarray] = []
-    for code in np.argsort(-strengths, kind="stable"):
-        if code == noop_code or strengths[code] <= floor:
-            continue
-        likeness = [float(founder @ directions[code]) for founder in founders]
-        if likeness and max(likeness) > config.merge_cosine:
-            key_of_code[code] = 1 + int(np.argmax(likeness))
+    by_strength = [int(code) for code in np.argsort(-strengths, kind="stable") if code != noop_code]
+    for code in by_strength:
+        key, likeness = _most_alike(founders, effects.direction(codes == code))
+        if strengths[code] <= floor:
+            fresh = (codes == code) & ~_sounded_before(
+                (codes == code) | (key_of_code[codes] == key), config.collapse_frames
+            )
+            key, likeness = _most_alike(founders, effects.direction(fresh))
+            if likeness > config.merge_cosine and effects.strength(fresh) > floor:
+                key_of_code[code] = key
+        elif likeness > config.merge_cosine:
+            key_of_code[code] = key
         else:
-            founders.append(directions[code])
+            founders.append(effects.direction(codes == code))
             key_of_code[code] = len(founders)
     return key_of_code
+
+
+def _most_alike(founders: list[np.ndarray], direction: np.ndarray) -> tuple[int, float]:
+    """The key whose founder is most like a direction, and their cosine; (0, -1) without founders."""
+    likeness = [float(founder @ direction) for founder in founders]
+    return (1 + int(np.argmax(likeness)), max(likeness)) if likeness else (0, -1.0)
+
+
+def _sounded_before(sounded: np.ndarray, frames: int) -> np.ndarray:
+    """Whether any of the `frames` actions before is true: bool [B, n] to the same."""
+    padded = np.pad(sounded, ((0, 0), (max(1, frames), 0)))
+    shifted = [padded[:, max(1, frames) - i : padded.shape[1] - i] for i in range(1, max(1, frames) + 1)]
+    return np.any(shifted, axis=0)
 
 
 def collapse_repeats(keys: jax.Array, frames: int) -> jax.Array:

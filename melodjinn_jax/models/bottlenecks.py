@@ -24,7 +24,12 @@ def add_noise(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]
 def empty_codebook(max_codes: int, latent_dim: int) -> Codebook:
     """A codebook without entries in use."""
     vectors = jnp.full((max_codes, latent_dim), FAR_AWAY)
-    return {"vectors": vectors, "counts": jnp.zeros(max_codes), "sums": jnp.zeros_like(vectors), "idle": jnp.zeros(max_codes)}
+    return {
+        "vectors": vectors,
+        "counts": jnp.zeros(max_codes),
+        "sums": jnp.zeros_like(vectors),
+        "idle": jnp.zeros(max_codes),
+    }
 
 
 def random_codebook(key: jax.Array, max_codes: int, latent_dim: int) -> Codebook:

@@ -25,7 +25,7 @@ def _mel_bases(sample_rate: int, hop_length: int) -> tuple[np.ndarray, np.ndarra
     reacts at once to the newest samples.
     """
     advance = hop_length // WINDOWS_PER_FRAME
-    short, long = 3 * advance, 6 * advance
+    short = 3 * advance
     rise, fall = 5 * advance, advance
     long_window = np.concatenate([np.hanning(2 * rise)[:rise], np.hanning(2 * fall)[fall:]])
 
@@ -35,8 +35,8 @@ def _mel_bases(sample_rate: int, hop_length: int) -> tuple[np.ndarray, np.ndarra
 
     short_size = 256
     short_frequencies = np.arange(short_size // 2 + 1) * sample_rate / short_size
-    mel_edges = np.linspace(*(2595 * np.log10(1 + np.array([20.0, sample_rate / 2]) / 700)), 30)
-    edges = 700 * (10 ** (mel_edges / 2595) - 1)
+    lowest, highest = (2595 * float(np.log10(1 + frequency / 700)) for frequency in (20, sample_rate / 2))
+    edges = 700 * (10 ** (np.linspace(lowest, highest, 30) / 2595) - 1)
     rising = (short_frequencies[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - short_frequencies[:, None]) / (edges[2:] - edges[1:-1])
     # Twice the power: this transform has half the bins of the one that the scale of the features is tuned for.
@@ -76,7 +76,8 @@ def mel_features(waveform_BFH: jax.Array, sample_rate: int) -> jax.Array:
     windows = jnp.concatenate([pieces[:, i : i + count] for i in range(len(long_dft) // advance)], axis=-1)
 
     def power(windows: jax.Array, dft: np.ndarray) -> jax.Array:
-        return sum(part**2 for part in jnp.split(windows @ dft, 2, axis=-1))
+        real, imaginary = jnp.split(windows @ dft, 2, axis=-1)
+        return real**2 + imaginary**2
 
     low = jnp.sqrt(power(windows, long_dft) @ long_bands)
     high = jnp.sqrt(power(windows[..., -len(short_dft) :], short_dft) @ short_bands)

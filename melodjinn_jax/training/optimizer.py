@@ -23,7 +23,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     )
 
 
-def learning_rate(config: OptimizerConfig, count: jax.Array, total: jax.Array) -> jax.Array:
+def learning_rate(config: OptimizerConfig, count: jax.Array, total: jax.Array | int) -> jax.Array:
     """Learning rate of step `count` of `total`.
 
     Both may be traced: a model that starts when another is frozen learns only then how many steps it has.

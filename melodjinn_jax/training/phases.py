@@ -15,11 +15,16 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from melodjinn_jax.config import Config
-from melodjinn_jax.models.action_space import ActionSpace, collapse_repeats, digest_codebook, measure_effects, merge_codes
+from melodjinn_jax.models.action_space import (
+    ActionSpace,
+    collapse_repeats,
+    digest_codebook,
+    measure_effects,
+    merge_codes,
+)
 from melodjinn_jax.models.bottlenecks import read_off_codebook
 from melodjinn_jax.models.features import block_features, mel_features
-from melodjinn_jax.training.optimizer import make_optimizer
-from melodjinn_jax.training.state import Models, Phase, State, stream, with_dynamics
+from melodjinn_jax.training.state import Models, Phase, State, initial_state, stream, with_dynamics
 from melodjinn_jax.training.step import encode_codes, scaled_features
 
 # A key rarer than this on the probe set says nothing about stability.
@@ -74,23 +79,24 @@ class PhaseMachine:
         self.config: Config = models.config
         self.probe = jnp.asarray(probe_waveform)
         sample_rate = models.codec.sample_rate
-        self._mel = np.asarray(jax.jit(lambda w: mel_features(w, sample_rate))(self.probe))
+        mel = np.asarray(jax.jit(lambda w: mel_features(w, sample_rate))(self.probe))
+        self._effects = measure_effects(mel, self.config.latent_actions.action_stride)
         self._encode = jax.jit(lambda state, w: models.lam(state["lam"]).encode(scaled_features(models, state, w)))
         self._look = jax.jit(self._look_at)
 
-    def start(self) -> tuple[State, PhaseRecord]:
-        """State and record of step 0."""
-        actions = self.config.latent_actions
-        rng = jax.random.key(self.config.seed)
-        params = jax.jit(self.models.init_lam)(stream(rng, "lam"))
-        features = block_features(self.probe, actions, self.models.codec.sample_rate)
-        state: State = {
-            "step": jnp.int32(0),
-            "rng": rng,
-            "feature_scale": jnp.std(features),
-            "lam": params,
-            "lam_opt": make_optimizer(self.config.lam_optimizer).init(params),
-        }
+    def start(self, given: State, is_frozen: bool) -> tuple[State, PhaseRecord]:
+        """State and record of step 0.
+
+        Args:
+          given: parts of a state that another run brings instead of fresh ones.
+          is_frozen: whether among them is a whole, frozen action space.
+        """
+        features = block_features(self.probe, self.config.latent_actions, self.models.codec.sample_rate)
+        state = initial_state(self.models, jnp.std(features)) | given
+        if is_frozen:
+            record = PhaseRecord(Phase.FROZEN, freeze_step=0, freeze_reason="given")
+            del state["lam_opt"]
+            return with_dynamics(self.models, state, 0), record
         if self.models.trains_jointly:
             state = with_dynamics(self.models, state, 0)
         record = PhaseRecord(Phase.DISCOVER)
@@ -148,9 +154,8 @@ class PhaseMachine:
         actions = self.config.latent_actions
         networks = {name: state[name] for name in ("lam", "codebook", "feature_scale")}
         codes, error = (np.asarray(x) for x in self._look(networks, self.probe))
-        strengths, directions = measure_effects(codes, self._mel, actions.action_stride, self.models.num_codes)
         noop_code = int(np.argmin(np.sum(np.asarray(state["codebook"]["vectors"]) ** 2, axis=-1)))
-        key_of_code = merge_codes(strengths, directions, noop_code, actions)
+        key_of_code = merge_codes(codes, self._effects, self.models.num_codes, noop_code, actions)
         previous = np.asarray(state["probe_keys"]) if "probe_keys" in state else None
         if previous is not None:
             key_of_code = keep_key_names(key_of_code, codes, previous)
@@ -180,7 +185,7 @@ class PhaseMachine:
         state = {name: value for name, value in state.items() if name not in ("lam_opt", "probe_keys")}
         key_of_code = number_keys(np.asarray(state["key_of_code"]))
         state["key_of_code"] = jnp.asarray(key_of_code, jnp.int32)
-        if "dynamics" not in state:
+        if "dynamics_opt" not in state:
             state = with_dynamics(self.models, state, step)
         elif self.models.trains_jointly:
             state["dynamics"] = embed_keys(self.models, state)

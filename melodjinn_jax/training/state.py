@@ -22,7 +22,7 @@ State = dict[str, Any]
 
 
 class Phase(enum.StrEnum):
-    """Where a run stands. The state holds, beside `step` (steps done), `rng` and `feature_scale`:
+    """Where a run stands. The state holds, beside `step` (steps done), `rng`, `feature_scale` and `first_bad_step`:
 
     discover: `lam`, `lam_opt`;
     quantise: also `codebook`, `key_of_code`, `probe_keys` (keys at the last look);
@@ -113,12 +113,41 @@ class Models:
         return self.config.latent_actions.gradient == "dynamics"
 
 
-def with_dynamics(models: Models, state: State, step: int, params: Any = None) -> State:
-    """The state with a dynamics model, fresh or from `params`, that starts to train at `step`."""
-    if params is None:
-        params = jax.jit(models.init_dynamics)(stream(state["rng"], "dynamics"))
+def initial_state(models: Models, feature_scale: jax.Array) -> State:
+    """The state of step 0, before any codebook or dynamics model."""
+    rng = jax.random.key(models.config.seed)
+    params = jax.jit(models.init_lam)(stream(rng, "lam"))
+    return {
+        "step": jnp.int32(0),
+        "rng": rng,
+        "feature_scale": feature_scale,
+        "first_bad_step": jnp.int32(-1),
+        "lam": params,
+        "lam_opt": make_optimizer(models.config.lam_optimizer).init(params),
+    }
+
+
+def with_dynamics(models: Models, state: State, step: int) -> State:
+    """The state with a dynamics model that starts to train at `step`; fresh, unless it has one already."""
+    params = state.get("dynamics") or jax.jit(models.init_dynamics)(stream(state["rng"], "dynamics"))
     opt_state = make_optimizer(models.config.dynamics_optimizer).init(params)
     return {**state, "dynamics": params, "dynamics_opt": opt_state, "dynamics_start": jnp.int32(step)}
+
+
+def abstract_state(models: Models, parts: list[str]) -> State:
+    """Shapes of the named parts of a state, for loading them."""
+    data, actions = models.config.data, models.config.latent_actions
+
+    def build() -> State:
+        state = with_dynamics(models, initial_state(models, jnp.float32(0)), 0)
+        state["codebook"] = models.init_codebook(state["rng"])
+        state["key_of_code"] = jnp.zeros(models.num_codes, jnp.int32)
+        transitions = data.clip_frames // actions.action_stride - 1
+        state["probe_keys"] = jnp.zeros((models.config.phases.probe_clips, transitions), jnp.int32)
+        return state
+
+    whole = jax.eval_shape(build)
+    return {name: whole[name] for name in parts}
 
 
 def stream(rng: jax.Array, name: str) -> jax.Array:

@@ -1,6 +1,6 @@
 """One training step of each phase: losses, gradients, updates; jitted, compiled once, state donated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,8 @@ from melodjinn_jax.models.features import block_features
 from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer
 from melodjinn_jax.training.state import Models, Phase, State
 
-Batch = dict[str, jax.Array]
+Batch = Mapping[str, Any]
+"""waveform int16 [B, F, H] and codes uint16 [B, F, Q], and actions int [B, N - 1] if they are labelled."""
 Metrics = dict[str, jax.Array]
 
 
@@ -156,7 +157,7 @@ def update_lam(models: Models, phase: Phase, state: State, batch: Batch, key: ja
         if config.latent_actions.reset_dead_codes:
             new["codebook"] = reset_dead_code(new["codebook"], latents, key_reset)
     if codes is not None:
-        metrics["codes_in_use"] = jnp.sum(jnp.bincount(codes.ravel(), length=models.num_codes) > 0)
+        metrics["code_usage"] = jnp.bincount(codes.ravel(), length=models.num_codes) / codes.size
     return new, metrics
 
 
@@ -196,6 +197,9 @@ def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tu
         if phase is Phase.FROZEN or dynamics_apart:
             new, more = update_dynamics(models, new, batch, key_dynamics)
             metrics |= more
-        return {**new, "step": state["step"] + 1}, metrics
+        is_bad = ~jnp.isfinite(sum(value for name, value in metrics.items() if value.ndim == 0))
+        first_bad = jnp.where((state["first_bad_step"] < 0) & is_bad, state["step"] + 1, state["first_bad_step"])
+        metrics["first_bad_step"] = first_bad
+        return {**new, "step": state["step"] + 1, "first_bad_step": first_bad}, metrics
 
     return jax.jit(train_step, donate_argnums=0)

@@ -1,0 +1,113 @@
+"""Batches for training: shuffled, cropped at random, endless, and the same however many hosts or workers read them."""
+
+from typing import Any
+
+import absl.flags
+import grain
+import numpy as np
+
+from melodjinn_jax.data.dataset import Dataset
+from melodjinn_jax.errors import UserError
+
+# One thread makes a few batches ahead; more threads only contend for the interpreter lock.
+_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+class RandomCrop(grain.transforms.RandomMap):
+    """The same `frames` frames of every array, from a random start. Grain draws `rng` from the seed and the index."""
+
+    def __init__(self, frames: int):
+        self._frames = frames
+
+    def random_map(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        start = int(rng.integers(len(element["waveform"]) - self._frames + 1))
+        return {name: array[start : start + self._frames] for name, array in element.items()}
+
+
+class BatchIterator(grain.DatasetIterator):
+    """An endless iterator over a random-access dataset of batches.
+
+    Its state is the number of the next batch and nothing else, so a run may resume with other workers or hosts.
+    """
+
+    def __init__(self, batches: grain.MapDataset, workers: int):
+        super().__init__()
+        self._batches = batches
+        self._workers = workers
+        self._next_batch = 0
+        self._iterator: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self._assert_not_closed()
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._next_batch += 1
+        return batch
+
+    def _start(self) -> grain.DatasetIterator:
+        remaining = self._batches.slice(slice(self._next_batch, None)).to_iter_dataset(_READ_OPTIONS)
+        if self._workers:
+            if not absl.flags.FLAGS.is_parsed():
+                absl.flags.FLAGS.mark_as_parsed()  # Grain's workers inherit absl flags, which this program has none of
+            remaining = remaining.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(remaining)
+
+    def get_state(self) -> dict[str, Any]:
+        """`{"next_batch": n}`."""
+        return {"next_batch": self._next_batch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on at the batch that `state` names."""
+        self._stop()
+        self._next_batch = int(state["next_batch"])
+
+    def close(self) -> None:
+        """Stop the readers; the iterator cannot be used again."""
+        self._stop()
+        super().close()
+
+    def _stop(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def training_iterator(
+    dataset: Dataset,
+    *,
+    split: str = "train",
+    batch_size: int,
+    crop_frames: int,
+    seed: int,
+    host_index: int = 0,
+    host_count: int = 1,
+    workers: int = 0,
+) -> BatchIterator:
+    """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`.
+
+    `batch_size` is the global one. Host `h` reads rows `[h * b, (h + 1) * b)` of each global batch, `b = batch_size /
+    host_count`, so the batches of all hosts one after another are the batch of a single host. Every epoch is shuffled
+    and cropped anew. Raises `UserError` naming the fields if no such batch can be made.
+    """
+    frames = dataset.info.frames_per_record
+    if not 1 <= crop_frames <= frames:
+        raise UserError(
+            f"training.crop_frames is {crop_frames}, but the records of {dataset.path} have {frames} frames "
+            "(data.clip_frames): choose a crop of 1 frame to that many"
+        )
+    if batch_size < 1 or batch_size % host_count:
+        raise UserError(f"training.batch_size is {batch_size}: it must be a multiple of the {host_count} host(s)")
+    if seed < 0:
+        raise UserError(f"seed is {seed}: it must not be negative")
+    batches = (
+        grain.MapDataset.source(dataset.source(split, ("waveform", "codes")))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(RandomCrop(crop_frames))
+        .batch(batch_size // host_count, drop_remainder=True)
+        # Sliced after the crops are drawn, so that they do not depend on the number of hosts.
+        .slice(slice(host_index, None, host_count))
+    )
+    return BatchIterator(batches, workers)

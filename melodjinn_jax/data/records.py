@@ -1,0 +1,103 @@
+"""One record of a DATASET: its schema, its bytes, its shard, and random access to the records of a split.
+
+Arrays are little-endian bytes in `tfds.features.Text` fields: TFDS reads those without TensorFlow, and numpy views
+them without a copy, where a `Tensor` feature is parsed number by number.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from melodjinn_jax.errors import UserError
+
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "waveform": tfds.features.Text(doc="little-endian int16 [frames, hop_length]"),
+        "codes": tfds.features.Text(doc="little-endian uint16 [frames, codebooks]"),
+        "ground_truth": tfds.features.Text(doc="what is known of this record, as a JSON object"),
+        "id": tfds.features.Text(doc="track, or track/chunk"),
+    }
+)
+FIELDS = tuple(FEATURES)
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A fixed-length chunk of sound: `waveform` int16 `[F, H]`, `codes` uint16 `[F, Q]`, and what is known of it."""
+
+    id: str
+    waveform: np.ndarray
+    codes: np.ndarray
+    ground_truth: dict[str, Any]
+
+
+def serialize(record: Record) -> bytes:
+    """The record as a serialised `tf.train.Example`."""
+    return FEATURES.serialize_example(
+        {
+            "waveform": record.waveform.astype("<i2").tobytes(),
+            "codes": record.codes.astype("<u2").tobytes(),
+            "ground_truth": json.dumps(record.ground_truth),
+            "id": record.id,
+        }
+    )
+
+
+def shard_index(record_id: str, num_shards: int) -> int:
+    """The shard of a record: a hash of its track, so that it depends neither on order nor on other records.
+
+    The track is the id up to its last slash; all chunks of a track share a shard.
+    """
+    track = record_id.rpartition("/")[0] or record_id
+    return int.from_bytes(hashlib.sha256(track.encode()).digest()[:8], "big") % num_shards
+
+
+class RecordSource:
+    """Random access to the records of one split, for Grain. Files open at the first read, so it pickles to workers."""
+
+    def __init__(self, paths: Sequence[Path], length: int, shapes: dict[str, tuple[int, int]], fields: tuple[str, ...]):
+        self._paths = [str(path) for path in paths]
+        self._length = length
+        self._shapes = shapes
+        self._fields = fields
+        self._reader: grain.sources.ArrayRecordDataSource | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """The chosen fields: arrays are read-only views. Raises `UserError` if the record is damaged."""
+        index = int(index)
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        try:
+            if self._reader is None:
+                self._reader = grain.sources.ArrayRecordDataSource(self._paths)
+            # Parsed as the protocol buffer it is: TFDS's own parser costs ten times as much.
+            values = tf_example_pb2.Example.FromString(self._reader[index]).features.feature
+            return {field: self._decode(field, values[field].bytes_list.value[0]) for field in self._fields}
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise UserError(
+                f"record {index} of {self._paths[0]} (and its other shards) is damaged: remove and prepare the DATASET"
+            ) from error
+
+    def _decode(self, field: str, data: bytes) -> Any:
+        if field == "waveform":
+            return np.frombuffer(data, "<i2").reshape(self._shapes[field])
+        if field == "codes":
+            return np.frombuffer(data, "<u2").reshape(self._shapes[field])
+        return json.loads(data) if field == "ground_truth" else data.decode()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def __repr__(self) -> str:
+        return f"RecordSource({Path(self._paths[0]).name}, {self._length} records)"  # the same in every run

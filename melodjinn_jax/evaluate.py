@@ -1,0 +1,85 @@
+"""Evaluate a trained run: `python -m melodjinn_jax.evaluate --workdir DIR` writes eval.json, samples/, report.html."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from melodjinn_jax.config import EvaluationConfig
+from melodjinn_jax.data.prepare import hits_of, load_one_shots
+from melodjinn_jax.errors import reports_user_errors
+from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector
+from melodjinn_jax.evaluation.report import write_report
+from melodjinn_jax.evaluation.samples import write_samples
+from melodjinn_jax.evaluation.suite import Evaluator, HeldOut
+from melodjinn_jax.experiment import command_line, parse_arguments
+from melodjinn_jax.training.run import Run, load_run, tune_process
+from melodjinn_jax.training.state import count_parameters
+from melodjinn_jax.training.workdir import load_config, write_atomically
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Measure a trained run on held-out clips, and write its report."""
+
+    workdir: str
+    """Work directory of the run."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
+    """Evaluate the newest checkpoint of a work directory; returns what `eval.json` holds.
+
+    Raises:
+      UserError: the run cannot be loaded or the results cannot be written.
+    """
+    run = load_run(path)
+    dataset = run.open_dataset()
+    drums = load_one_shots(dataset)
+    held_out = load_held_out(run, config)
+    detector = OnsetDetector(drums.waveforms, run.codec.sample_rate, run.codec.hop_length)
+    evaluator = Evaluator(run.models, run.state, run.codec, detector, config)
+    measures, example = evaluator.run(held_out)
+    results = {
+        "step": run.step,
+        "phase": str(run.record.phase),
+        "freeze_step": run.record.freeze_step,
+        "freeze_reason": run.record.freeze_reason,
+        "freeze_agreement": run.record.looks[-1].agreement if run.record.looks else None,
+        "split": config.split,
+        "drums": list(drums.names),
+        "parameters": {name: count_parameters(run.state[name]) for name in ("lam", "dynamics")},
+        **measures,
+    }
+    write_atomically(run.workdir.evaluation, (json.dumps(results, indent=2) + "\n").encode())
+    write_samples(run, example, results)
+    write_report(run.workdir)
+    return results
+
+
+def load_held_out(run: Run, config: EvaluationConfig) -> HeldOut:
+    """The first clips of the held-out split, cut to the length to evaluate."""
+    split = run.open_dataset().load_split(config.split, config.clips)
+    hop = run.codec.hop_length
+    hits = [
+        [Onset(hit.sample / hop, hit.drum, hit.gain) for hit in hits_of(truth) if hit.sample < config.frames * hop]
+        for truth in split["ground_truth"]
+    ]
+    return HeldOut(
+        np.ascontiguousarray(split["waveform"][:, : config.frames]), split["codes"][:, : config.frames], hits
+    )
+
+
+@reports_user_errors
+def main() -> None:
+    argv = command_line()
+    arguments = parse_arguments(EvaluateArguments, argv, prog="python -m melodjinn_jax.evaluate")
+    tune_process(load_config(arguments.workdir).runtime.compile_cache)
+    results = evaluate_run(arguments.workdir, arguments.evaluation)
+    print(json.dumps({name: value for name, value in results.items() if isinstance(value, (int, float, str, bool))}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

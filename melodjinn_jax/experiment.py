@@ -1,0 +1,116 @@
+"""Experiment files, and the command line over them."""
+
+import contextlib
+import importlib.util
+import io
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from melodjinn_jax.config import Config
+from melodjinn_jax.errors import UserError
+from melodjinn_jax.validation import check_config
+
+
+def load_experiment(path: str) -> Config:
+    """The `Config` of an experiment file.
+
+    Raises:
+      UserError: no such file, it cannot be run, or its `get_config()` is missing or returns something else.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--config {path}: no such file")
+    spec = importlib.util.spec_from_file_location("melodjinn_experiment", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config {path}: not a Python file (its name must end in .py)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"--config {path}: cannot be run ({type(error).__name__}: {error})") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError(f"--config {path}: it defines no get_config()")
+    config = module.get_config()
+    if not isinstance(config, Config):
+        raise UserError(f"--config {path}: get_config() must return a melodjinn_jax.config.Config")
+    return config
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train, evaluate and report an experiment; the same command again resumes."""
+
+    config: str
+    """Experiment file, for example experiments/toy_drums.py."""
+    workdir: str
+    """Folder that holds everything of the run."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]
+    init_from: str = ""
+    """Start from another run's parameters: WORKDIR, WORKDIR:lam or WORKDIR:dynamics."""
+
+
+def parse_train_arguments(argv: list[str]) -> TrainArguments:
+    """Arguments of the train command: the experiment's settings under the overrides given.
+
+    Raises:
+      UserError: the experiment cannot be loaded, a flag or its value is not understood, or a value cannot work.
+      SystemExit: help was asked for.
+    """
+    path = _value_of(argv, "--config")
+    default = load_experiment(path) if path else Config()
+    arguments = parse_arguments(
+        TrainArguments,
+        argv,
+        prog="python -m melodjinn_jax.train",
+        default=TrainArguments(config=path or tyro.MISSING, workdir=tyro.MISSING, settings=default),
+    )
+    check_config(arguments.settings)
+    return arguments
+
+
+Arguments = TypeVar("Arguments")
+
+
+def parse_arguments(kind: type[Arguments], argv: list[str], *, prog: str, default: Any = None) -> Arguments:
+    """`argv` as a dataclass of arguments; what is not understood becomes a `UserError` of one sentence."""
+    # Python's spelling of truth is not everybody's.
+    argv = [re.sub(r"^(|--[^=]*=)(true|false)$", lambda m: m[1] + m[2].capitalize(), a) for a in argv]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            arguments: Arguments = tyro.cli(
+                kind, args=argv, prog=prog, default=default, config=(tyro.conf.FlagConversionOff,)
+            )
+    except SystemExit as error:
+        if error.code:
+            raise UserError(_first_sentence(complaint.getvalue())) from error
+        raise
+    return arguments
+
+
+def _first_sentence(complaint: str) -> str:
+    """What tyro's panel says above its first rule, and the flag that it suggests."""
+    lines = [line.strip(" │") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
+    rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
+    said = " ".join(lines[:rule])
+    suggested = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
+    return f"{said} (perhaps you meant {suggested[0]})" if "Unrecognized" in said and suggested else said
+
+
+def _value_of(argv: list[str], flag: str) -> str | None:
+    """The value of a flag given as `--flag VALUE` or `--flag=VALUE`; the experiment must be known before the parser."""
+    for index, argument in enumerate(argv):
+        if argument == flag and index + 1 < len(argv):
+            return argv[index + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def command_line() -> list[str]:
+    return sys.argv[1:]

@@ -1,0 +1,112 @@
+"""Train an experiment: `python -m melodjinn_jax.train --config experiments/toy_drums.py --workdir DIR`.
+
+The same command again resumes. Read top to bottom; nothing here knows a model's name.
+"""
+
+import sys
+
+from melodjinn_jax.codecs import Codec, require_same_codec
+from melodjinn_jax.config import Config
+from melodjinn_jax.data.loader import BatchIterator, training_iterator
+from melodjinn_jax.errors import reports_user_errors
+from melodjinn_jax.evaluate import evaluate_run
+from melodjinn_jax.experiment import command_line, parse_train_arguments
+from melodjinn_jax.training.checkpoint import CheckpointStore
+from melodjinn_jax.training.metrics import MetricsWriter, Progress
+from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
+from melodjinn_jax.training.run import (
+    checkpoint_metadata,
+    initial_parameters,
+    make_models,
+    prepare_data,
+    tune_process,
+)
+from melodjinn_jax.training.state import State, abstract_state
+from melodjinn_jax.training.step import make_train_step
+from melodjinn_jax.training.step_log import StepLog
+from melodjinn_jax.training.stop import StopSignal
+from melodjinn_jax.training.workdir import WorkDir
+
+
+def train(config: Config, workdir: WorkDir, init_from: str = "") -> int:
+    """Train until the last step or a stop signal; returns the exit status of the process."""
+    dataset, codec = prepare_data(config, workdir, lambda line: print(line, file=sys.stderr))
+    models = make_models(config, codec)
+    machine = PhaseMachine(models, dataset.load_split("train", config.phases.probe_clips)["waveform"])
+    batches = training_iterator(
+        dataset,
+        batch_size=config.training.batch_size,
+        crop_frames=config.training.crop_frames,
+        seed=config.seed,
+        workers=config.runtime.data_workers,
+    )
+    train_steps = {}
+    with CheckpointStore(workdir.checkpoints, config.runtime.keep_checkpoints) as store, StopSignal() as stop:
+        state, record, step, is_resumed = restore_or_start(machine, store, batches, codec, init_from)
+        with (
+            MetricsWriter(workdir.metrics, step if is_resumed else None) as metrics,
+            Progress(config.training.steps, step, config.runtime.progress) as progress,
+        ):
+            log = StepLog(config, metrics, progress, step)
+            saved_step = step if is_resumed else -1
+
+            def save() -> None:
+                nonlocal saved_step
+                # Lines first, so that a resumed run never lacks one; and nothing that is not finite is ever saved.
+                log.flush(state)
+                store.save(step, state, batches, checkpoint_metadata(machine, state, record, codec))
+                saved_step = step
+
+            while step < config.training.steps and not stop.requested:
+                if record.phase not in train_steps:
+                    train_steps[record.phase] = make_train_step(models, record.phase)
+                batch = next(batches)
+                state, values = train_steps[record.phase](state, batch)
+                step += 1
+                log.step(step, record.phase, values, batch)
+                # The machine looks at the state of steps that are done: before the save, so that a resumed run
+                # finds itself after the switch and not before it.
+                before = record
+                state, record = machine.advance(state, record, step)
+                if record is not before:
+                    log.phases(step, before, record)
+                if record.phase is not before.phase or step % config.runtime.save_every == 0:
+                    save()
+            if saved_step != step:
+                save()
+        batches.close()
+    if stop.requested:
+        print(f"stopped at step {step}; the same command resumes", file=sys.stderr)
+    return stop.exit_status
+
+
+def restore_or_start(
+    machine: PhaseMachine, store: CheckpointStore, batches: BatchIterator, codec: Codec, init_from: str
+) -> tuple[State, PhaseRecord, int, bool]:
+    """The newest good checkpoint's state, record and step, or those of a new run; and whether it is resumed."""
+    checkpoint = store.latest()
+    if checkpoint is None:
+        given, is_frozen = initial_parameters(init_from, machine.models, codec) if init_from else ({}, False)
+        return *machine.start(given, is_frozen), 0, False
+    metadata = checkpoint.metadata
+    require_same_codec(metadata["codec_digest"], codec, f"the checkpoint of step {checkpoint.step}")
+    state = store.load(checkpoint.step, abstract_state(machine.models, metadata["parts"]), batches)
+    return state, PhaseRecord.from_json(metadata["phase"]), checkpoint.step, True
+
+
+@reports_user_errors
+def main() -> int:
+    arguments = parse_train_arguments(command_line())
+    config = arguments.settings
+    tune_process(config.runtime.compile_cache)
+    with WorkDir.create_or_open(arguments.workdir, config) as workdir:
+        for change in workdir.changes:
+            print(f"changed since the last start: {change}", file=sys.stderr)
+        status = train(config, workdir, arguments.init_from)
+    if status == 0 and config.runtime.evaluate:
+        evaluate_run(arguments.workdir, config.evaluation)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

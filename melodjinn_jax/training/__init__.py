@@ -1,0 +1,1 @@
+"""Training: the state and its step, the phases, checkpoints, and the work directory."""

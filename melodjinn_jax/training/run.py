@@ -1,0 +1,183 @@
+"""A run as it lies in its work directory: what starts, continues, evaluates and plays it share this."""
+
+import ctypes
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from melodjinn_jax.codecs import Codec, load_codec, require_same_codec
+from melodjinn_jax.config import Config
+from melodjinn_jax.data.dataset import Dataset, open_dataset
+from melodjinn_jax.data.prepare import prepare_toy_drums
+from melodjinn_jax.errors import UserError
+from melodjinn_jax.models.action_space import ActionSpace
+from melodjinn_jax.training.checkpoint import CheckpointStore
+from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
+from melodjinn_jax.training.state import CodecShape, Models, Phase, State, abstract_state
+from melodjinn_jax.training.workdir import WorkDir, load_config
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "melodjinn-jax")
+LAM_PARTS = ("lam", "feature_scale")
+CODEBOOK_PARTS = ("codebook", "key_of_code")
+
+
+def tune_process(compile_cache: str) -> None:
+    """Settings of this process: a folder for compiled programs (empty: none), and memory that is used again."""
+    if compile_cache:
+        jax.config.update("jax_compilation_cache_dir", str(Path(compile_cache).expanduser()))
+        # Small programs too: a toy run is made of them.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        # On a CPU every step allocates its temporaries anew. By default glibc hands large blocks back to the kernel
+        # each time and has them zeroed again, which costs a small model a third of its speed.
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, 1 << 30)
+
+
+def dataset_path(config: Config, workdir: Path) -> Path:
+    return Path(config.data.path) if config.data.path else workdir / "dataset"
+
+
+def prepare_data(config: Config, workdir: WorkDir, progress: Callable[[str], None]) -> tuple[Dataset, Codec]:
+    """The run's DATASET, prepared if it is not there, and its codec, copied into the work directory.
+
+    Raises:
+      UserError: the DATASET cannot be had, or the work directory's codec is another one.
+    """
+    dataset = prepare_toy_drums(config.data, config.codec, dataset_path(config, workdir.path), progress)
+    if not workdir.codec.exists():
+        unfinished = workdir.codec.with_name("codec.copying")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(dataset.codec_folder, unfinished)
+        unfinished.rename(workdir.codec)
+    codec = load_codec(workdir.codec)
+    require_same_codec(codec.digest, load_codec(dataset.codec_folder), f"the DATASET {dataset.path}")
+    return dataset, codec
+
+
+def make_models(config: Config, codec: Codec) -> Models:
+    shape = CodecShape(codec.sample_rate, codec.hop_length, codec.num_codebooks, codec.codebook_size)
+    return Models(config, shape)
+
+
+def checkpoint_metadata(machine: PhaseMachine, state: State, record: PhaseRecord, codec: Codec) -> dict[str, Any]:
+    """What a checkpoint says beside its arrays; read before any array is loaded."""
+    metadata: dict[str, Any] = {
+        "phase": record.to_json(),
+        "parts": sorted(state),
+        "codec_digest": codec.digest,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    }
+    if "codebook" in state:
+        space = machine.action_space(state)
+        metadata["action_space"] = {**asdict(space), "digest": space.digest}
+    return metadata
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, loaded to evaluate or play it."""
+
+    workdir: WorkDir
+    config: Config
+    codec: Codec
+    models: Models
+    step: int
+    record: PhaseRecord
+    action_space: ActionSpace
+    state: State
+    """`lam`, `feature_scale`, `codebook`, `key_of_code` and `dynamics`."""
+
+    def open_dataset(self) -> Dataset:
+        """The run's DATASET, checked to be of the run's codec."""
+        dataset = open_dataset(dataset_path(self.config, self.workdir.path))
+        require_same_codec(self.codec.digest, load_codec(dataset.codec_folder), f"the DATASET {dataset.path}")
+        return dataset
+
+
+def load_run(path: str) -> Run:
+    """The newest good checkpoint of a work directory.
+
+    Raises:
+      UserError: there is none, or it cannot play yet, or it belongs to another codec than the one beside it.
+    """
+    workdir = WorkDir(path)
+    config = load_config(path)
+    codec = load_codec(workdir.codec)
+    with CheckpointStore(workdir.checkpoints) as store:
+        checkpoint = store.latest()
+        if checkpoint is None:
+            raise UserError(f"{workdir.checkpoints} holds no checkpoint: train the run first")
+        metadata = checkpoint.metadata
+        require_same_codec(metadata["codec_digest"], codec, f"the checkpoint of step {checkpoint.step}")
+        record = PhaseRecord.from_json(metadata["phase"])
+        if "dynamics" not in metadata["parts"] or "codebook" not in metadata["parts"]:
+            raise UserError(
+                f"--workdir {path} is at step {checkpoint.step}, in phase {record.phase}, and cannot play yet: "
+                "train it further"
+            )
+        arrays = store.read_arrays(checkpoint.step, *LAM_PARTS, *CODEBOOK_PARTS, "dynamics")
+    space = metadata["action_space"]
+    action_space = ActionSpace(space["stride"], tuple(space["key_of_code"]), space["codebook_digest"])
+    if action_space.digest != space["digest"]:
+        raise UserError(f"the checkpoint of step {checkpoint.step} in {path} holds another action space than it says")
+    return Run(
+        workdir=workdir,
+        config=config,
+        codec=codec,
+        models=make_models(config, codec),
+        step=checkpoint.step,
+        record=record,
+        action_space=action_space,
+        state=jax.tree.map(jnp.asarray, arrays),
+    )
+
+
+def initial_parameters(source: str, models: Models, codec: Codec) -> tuple[State, bool]:
+    """What `--init-from WORKDIR[:lam|dynamics]` brings: parts of a state, and whether its actions are frozen.
+
+    Raises:
+      UserError: no such run or part, or the parameters do not fit this run's models.
+    """
+    path, _, part = source.partition(":")
+    if part not in ("", "lam", "dynamics"):
+        raise UserError(f"--init-from {source}: after the colon stands lam or dynamics, not {part}")
+    workdir = WorkDir(path)
+    load_config(path)
+    with CheckpointStore(workdir.checkpoints) as store:
+        checkpoint = store.latest()
+        if checkpoint is None:
+            raise UserError(f"--init-from {source}: {workdir.checkpoints} holds no checkpoint")
+        there = checkpoint.metadata["parts"]
+        frozen = checkpoint.metadata["phase"]["phase"] == Phase.FROZEN and part != "dynamics"
+        names = list(LAM_PARTS) if part != "dynamics" else []
+        names += CODEBOOK_PARTS if frozen else []
+        names += ["dynamics"] if part != "lam" and ("dynamics" in there or part == "dynamics") else []
+        arrays = jax.tree.map(jnp.asarray, store.read_arrays(checkpoint.step, *names))
+        if "dynamics" in arrays:
+            require_same_codec(checkpoint.metadata["codec_digest"], codec, f"--init-from {source}")
+    _check_fit(source, models, arrays)
+    return arrays, frozen
+
+
+def _check_fit(source: str, models: Models, arrays: State) -> None:
+    wanted = abstract_state(models, list(arrays))
+    for name in arrays:
+        new = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(arrays[name])}
+        here = {jax.tree_util.keystr(k): v.shape for k, v in jax.tree_util.tree_leaves_with_path(wanted[name])}
+        for leaf in sorted(new.keys() | here.keys()):
+            if new.get(leaf) != here.get(leaf):
+                raise UserError(
+                    f"--init-from {source}: {name}{leaf} is {new.get(leaf, 'absent')} there and "
+                    f"{here.get(leaf, 'absent')} in this run: choose the same model settings"
+                )

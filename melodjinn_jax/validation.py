@@ -1,0 +1,152 @@
+"""Refuses a configuration that cannot work, in one sentence that names the field, before any device is touched."""
+
+from collections.abc import Iterator
+
+from melodjinn_jax.config import DRUM_NAMES, Config, OptimizerConfig
+from melodjinn_jax.errors import UserError
+
+
+def check_config(config: Config) -> None:
+    """Raise `UserError` with the first thing that cannot work."""
+    for checks in (_data, _codec, _latent_actions, _dynamics, _phases, _training, _evaluation):
+        for is_wrong, message in checks(config):
+            if is_wrong:
+                raise UserError(message)
+
+
+Checks = Iterator[tuple[bool, str]]
+
+
+def _at_least(owner: object, prefix: str, minimum: float, *fields: str) -> Checks:
+    for field in fields:
+        value = getattr(owner, field)
+        name = f"{prefix}.{field}" if prefix else field
+        yield not value >= minimum, f"{name} is {value}: it must be at least {minimum}"
+
+
+def _share(owner: object, prefix: str, *fields: str) -> Checks:
+    for field in fields:
+        value = getattr(owner, field)
+        yield not 0 <= value <= 1, f"{prefix}.{field} is {value}: it must lie between 0 and 1"
+
+
+def _data(config: Config) -> Checks:
+    data = config.data
+    yield config.seed < 0, f"seed is {config.seed}: it must not be negative"
+    yield (
+        not 1 <= data.num_drums <= len(DRUM_NAMES),
+        f"data.num_drums is {data.num_drums}: it must lie between 1 and {len(DRUM_NAMES)}",
+    )
+    yield not 0 < data.min_velocity <= 1, f"data.min_velocity is {data.min_velocity}: it must lie in (0, 1]"
+    yield not data.hits_per_second > 0, f"data.hits_per_second is {data.hits_per_second}: it must be positive"
+    yield from _at_least(data, "data", 1, "min_gap", "loop_frames", "clip_frames", "train_clips", "heldout_clips")
+
+
+def _codec(config: Config) -> Checks:
+    codec = config.codec
+    yield from _at_least(codec, "codec", 1, "num_codebooks", "steps")
+    yield (
+        not 2 <= codec.codebook_size <= 65536,
+        f"codec.codebook_size is {codec.codebook_size}: it must lie between 2 and 65536",
+    )
+
+
+def _latent_actions(config: Config) -> Checks:
+    actions = config.latent_actions
+    yield from _at_least(
+        actions, "latent_actions", 1, "action_stride", "num_heads", "encoder_layers", "decoder_layers", "latent_dim"
+    )
+    yield from _at_least(actions, "latent_actions", 2, "window", "max_codes")
+    yield from _heads("latent_actions", actions.dim, actions.num_heads)
+    yield (
+        config.training.crop_frames % actions.action_stride > 0,
+        f"training.crop_frames is {config.training.crop_frames}: it must be a multiple of "
+        f"latent_actions.action_stride, {actions.action_stride}",
+    )
+    yield (
+        config.training.crop_frames < 2 * actions.action_stride,
+        f"training.crop_frames is {config.training.crop_frames}: it must hold two blocks of "
+        f"latent_actions.action_stride, {actions.action_stride}",
+    )
+    yield (
+        config.data.clip_frames % actions.action_stride > 0,
+        f"data.clip_frames is {config.data.clip_frames}: it must be a multiple of "
+        f"latent_actions.action_stride, {actions.action_stride}",
+    )
+    is_fsq = actions.bottleneck == "fsq"
+    yield (
+        is_fsq and (not actions.fsq_levels or min(actions.fsq_levels) < 2),
+        f"latent_actions.fsq_levels is {actions.fsq_levels}: every dimension needs at least 2 levels",
+    )
+    yield (
+        is_fsq and config.phases.discover_steps > 0,
+        f"phases.discover_steps is {config.phases.discover_steps}: with latent_actions.bottleneck fsq it must be 0, "
+        "for there is no codebook to read off",
+    )
+    yield (
+        not is_fsq and actions.codebook_init == "clusters" and config.phases.discover_steps == 0,
+        "phases.discover_steps is 0: latent_actions.codebook_init clusters needs a warm-up, or set it to random",
+    )
+    yield from _share(actions, "latent_actions", "ema_decay", "merge_cosine")
+
+
+def _heads(prefix: str, dim: int, heads: int) -> Checks:
+    fits = heads > 0 and dim > 0 and dim % heads == 0 and dim // heads % 2 == 0
+    yield not fits, f"{prefix}.dim is {dim}: it must be an even multiple of {prefix}.num_heads, {heads}"
+
+
+def _dynamics(config: Config) -> Checks:
+    dynamics = config.dynamics
+    yield from _at_least(dynamics, "dynamics", 1, "num_heads", "num_layers", "window")
+    yield from _heads("dynamics", dynamics.dim, dynamics.num_heads)
+    yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
+
+
+def _phases(config: Config) -> Checks:
+    phases = config.phases
+    yield from _at_least(phases, "phases", 0, "discover_steps")
+    yield from _at_least(phases, "phases", 1, "check_every", "stable_checks", "probe_clips")
+    yield (
+        phases.probe_clips > config.data.train_clips,
+        f"phases.probe_clips is {phases.probe_clips}: there are only {config.data.train_clips} data.train_clips",
+    )
+    yield (
+        phases.freeze != "never" and phases.freeze_deadline <= phases.discover_steps,
+        f"phases.freeze_deadline is {phases.freeze_deadline}: it must come after phases.discover_steps, "
+        f"{phases.discover_steps}",
+    )
+    yield from _share(phases, "phases", "min_agreement")
+
+
+def _training(config: Config) -> Checks:
+    training = config.training
+    yield from _at_least(training, "training", 1, "steps", "batch_size")
+    yield (
+        training.crop_frames > config.data.clip_frames,
+        f"training.crop_frames is {training.crop_frames}: data.clip_frames is only {config.data.clip_frames}",
+    )
+    yield from _optimizer("lam_optimizer", config.lam_optimizer)
+    yield from _optimizer("dynamics_optimizer", config.dynamics_optimizer)
+    runtime = config.runtime
+    yield from _at_least(runtime, "runtime", 1, "log_every", "save_every", "keep_checkpoints")
+    yield from _at_least(runtime, "runtime", 0, "data_workers")
+
+
+def _optimizer(prefix: str, optimizer: OptimizerConfig) -> Checks:
+    for field in ("learning_rate", "clip_norm"):
+        value = getattr(optimizer, field)
+        yield not value > 0, f"{prefix}.{field} is {value}: it must be positive"
+    yield from _at_least(optimizer, prefix, 0, "warmup_steps", "weight_decay")
+    yield from _share(optimizer, prefix, "b2", "decay_fraction")
+
+
+def _evaluation(config: Config) -> Checks:
+    evaluation = config.evaluation
+    yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
+    yield from _at_least(evaluation, "evaluation", 0, "temperature")
+    longest = max(evaluation.prompt_frames, evaluation.loop_prompt_frames)
+    yield (
+        not longest + 16 <= evaluation.frames <= config.data.clip_frames,
+        f"evaluation.frames is {evaluation.frames}: it must be at least {longest + 16}, the longest prompt and 16 "
+        f"more, and at most data.clip_frames, {config.data.clip_frames}",
+    )
