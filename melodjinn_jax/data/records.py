@@ -85,8 +85,10 @@ class RecordSource:
             values = tf_example_pb2.Example.FromString(self._reader[index]).features.feature
             return {field: self._decode(field, values[field].bytes_list.value[0]) for field in self._fields}
         except (RuntimeError, ValueError, IndexError, OSError) as error:
+            first = Path(self._paths[0])
             raise UserError(
-                f"record {index} of {self._paths[0]} (and its other shards) is damaged: remove and prepare the DATASET"
+                f"record {index} of {first.name} and its other shards is damaged: "
+                f"remove {first.parent} and prepare it again"
             ) from error
 
     def _decode(self, field: str, data: bytes) -> Any:

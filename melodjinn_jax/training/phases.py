@@ -30,7 +30,7 @@ from melodjinn_jax.training.step import encode_codes, scaled_features
 # A key rarer than this on the probe set says nothing about stability.
 MIN_USAGE = 0.003
 MAX_ENTROPY_CHANGE = 0.05
-MIN_IMPROVEMENT = 0.05
+MIN_IMPROVEMENT = 0.1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+# Needs Python >= 3.11 and make; the rest is installed into .venv by the first target that wants it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/toy_drums
+
+.PHONY: toy test install lint clean
+
+toy: $(VENV)/.installed  ## train the toy drum world, evaluate it, write WORKDIR/report.html
+	$(BIN)/python -m melodjinn_jax.train --config experiments/toy_drums.py --workdir $(WORKDIR)
+	@echo "open $(WORKDIR)/report.html"
+
+test: lint  ## lint, types and all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/.installed  ## the .venv with everything that training and the tests need
+
+$(VENV)/.installed: setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:  ## remove the .venv and what tests left; runs/ stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,62 @@
+"""Fixtures shared by the tests: tiny models and data, so that each test takes seconds."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from melodjinn_jax.config import (
+    Config,
+    DataConfig,
+    DynamicsConfig,
+    EvaluationConfig,
+    LatentActionConfig,
+    PhasesConfig,
+    TrainingConfig,
+)
+from melodjinn_jax.training.state import CodecShape, Models
+
+CODEC = CodecShape(sample_rate=24000, hop_length=320, num_codebooks=2, codebook_size=16)
+
+
+def tiny_config(**changes) -> Config:
+    """A configuration of every part in its smallest working form."""
+    config = Config(
+        name="tiny",
+        data=DataConfig(train_clips=24, heldout_clips=6, clip_frames=48),
+        latent_actions=LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=6, max_codes=8),
+        dynamics=DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=6),
+        phases=PhasesConfig(discover_steps=4, freeze_deadline=8, check_every=2, probe_clips=8),
+        training=TrainingConfig(steps=12, batch_size=4, crop_frames=24),
+        evaluation=EvaluationConfig(clips=4, frames=40, loop_prompt_frames=12, presses_per_key=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def tiny_models(**changes) -> Models:
+    return Models(tiny_config(**changes), CODEC)
+
+
+@pytest.fixture
+def models() -> Models:
+    return tiny_models()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_cache(tmp_path_factory):
+    """Programs that several tests compile are compiled once per session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp().parent / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def random_waveform(rng: np.random.Generator, clips: int, frames: int) -> np.ndarray:
+    """int16 [clips, frames, 320] of clicks over noise."""
+    waveform = rng.normal(0, 300, (clips, frames, 320))
+    waveform[rng.random((clips, frames)) < 0.1] *= 30
+    return np.clip(waveform, -32768, 32767).astype(np.int16)

@@ -1,0 +1,149 @@
+"""The dynamics model: the one alignment rule, causality, the window, and cached generation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CODEC, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from melodjinn_jax.config import DynamicsConfig, LatentActionConfig
+from melodjinn_jax.live.generator import generate, sample
+from melodjinn_jax.models.dynamics import align_actions
+from melodjinn_jax.training.state import Models
+from melodjinn_jax.training.step import dynamics_loss, splice
+
+FRAMES = 24
+
+
+def make(stride: int = 1, window: int = 6, num_layers: int = 2) -> Models:
+    actions = LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=6, max_codes=8, action_stride=stride)
+    dynamics = DynamicsConfig(dim=16, num_heads=2, num_layers=num_layers, window=window)
+    return Models(tiny_config(latent_actions=actions, dynamics=dynamics), CODEC)
+
+
+def logits_of(models, params, codes, actions):
+    return np.asarray(jax.jit(lambda p, c, a: models.dynamics(p)(c, a))(params, codes, actions))
+
+
+@pytest.fixture
+def inputs(rng):
+    codes = rng.integers(0, CODEC.codebook_size, (2, FRAMES, CODEC.num_codebooks))
+    return codes, rng
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_an_action_changes_its_own_block_and_nothing_before_it(inputs, stride):
+    codes, rng = inputs
+    models = make(stride, window=FRAMES)
+    params = models.init_dynamics(jax.random.key(0))
+    actions = rng.integers(0, 8, (2, FRAMES // stride - 1))
+    before = logits_of(models, params, codes, actions)
+    for index in (0, 2, FRAMES // stride - 2):
+        changed = actions.copy()
+        changed[:, index] = (changed[:, index] + 1) % 8
+        after = logits_of(models, params, codes, changed)
+        start = (index + 1) * stride
+        np.testing.assert_array_equal(before[:, :start], after[:, :start])
+        # Every codebook of every frame of the block sees its action.
+        assert np.all(np.abs(before - after)[:, start : start + stride].max(axis=-1) > 0)
+
+
+def test_a_token_changes_no_logit_at_or_before_it_and_reaches_every_codebook_after(inputs):
+    codes, rng = inputs
+    models = make(window=FRAMES)
+    params = models.init_dynamics(jax.random.key(0))
+    actions = rng.integers(0, 8, (2, FRAMES - 1))
+    before = logits_of(models, params, codes, actions).reshape(2, FRAMES * 2, -1)
+    for position in (0, 1, 7, 2 * FRAMES - 2):
+        changed = codes.reshape(2, -1).copy()
+        changed[:, position] = (changed[:, position] + 1) % CODEC.codebook_size
+        after = logits_of(models, params, changed.reshape(codes.shape), actions).reshape(2, FRAMES * 2, -1)
+        np.testing.assert_array_equal(before[:, : position + 1], after[:, : position + 1])
+        assert np.all(np.abs(before - after)[:, position + 1 :].max(axis=-1) > 0)
+
+
+def test_the_window_bounds_what_is_seen(inputs):
+    codes, rng = inputs
+    models = make(window=3, num_layers=2)
+    params = models.init_dynamics(jax.random.key(0))
+    actions = rng.integers(0, 8, (2, FRAMES - 1))
+    changed = codes.copy()
+    changed[:, 0] = (changed[:, 0] + 1) % CODEC.codebook_size
+    before, after = (logits_of(models, params, c, actions) for c in (codes, changed))
+    tokens_seen = 2 * (3 * 2 - 1) + 1
+    beyond = 2 + tokens_seen
+    np.testing.assert_array_equal(before.reshape(2, -1, 16)[:, beyond:], after.reshape(2, -1, 16)[:, beyond:])
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs, stride):
+    codes, rng = inputs
+    models = make(stride, window=5)
+    params = models.init_dynamics(jax.random.key(3))
+    actions = rng.integers(0, 8, (2, FRAMES // stride - 1))
+    played = generate(models, params, codes, 2, actions)
+    logits = logits_of(models, params, played, actions)
+    np.testing.assert_array_equal(played[:, :2], codes[:, :2])
+    np.testing.assert_array_equal(played[:, 2:], logits.argmax(axis=-1)[:, 2:])
+
+
+def test_sampling_is_reproducible_and_top_1_is_greedy(inputs):
+    codes, rng = inputs
+    models = make()
+    params = models.init_dynamics(jax.random.key(0))
+    actions = rng.integers(0, 8, (2, FRAMES - 1))
+    first, again, other = (generate(models, params, codes, 1, actions, seed=s, temperature=1.0) for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.any(first != other)
+    greedy = generate(models, params, codes, 1, actions)
+    np.testing.assert_array_equal(greedy, generate(models, params, codes, 1, actions, temperature=1.0, top_k=1))
+
+
+@given(st.integers(1, 8), st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_top_k_never_leaves_the_k_likeliest(top_k, seed):
+    logits = jax.random.normal(jax.random.key(seed), (64, 8))
+    drawn = np.asarray(sample(logits, jax.random.key(seed + 1), jnp.float32(5.0), top_k))
+    rank = np.argsort(np.argsort(-np.asarray(logits), axis=-1), axis=-1)
+    assert rank[np.arange(64), drawn].max() < top_k
+
+
+@given(st.integers(1, 6), st.integers(2, 6))
+@settings(max_examples=20, deadline=None)
+def test_alignment_gives_each_frame_of_a_block_the_action_into_it(stride, blocks):
+    actions = jnp.arange(1, blocks)[None]
+    aligned = np.asarray(align_actions(actions, jnp.asarray(99), stride))[0]
+    assert aligned.tolist() == [99 if frame < stride else frame // stride for frame in range(blocks * stride)]
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]))
+@settings(max_examples=20, deadline=None)
+def test_splice_joins_another_past_to_this_future_and_leaves_the_cut_out(seed, stride):
+    B, blocks = 4, 6
+    codes = jnp.broadcast_to(jnp.arange(B)[:, None, None], (B, blocks * stride, 2))
+    actions = jnp.broadcast_to(jnp.arange(B)[:, None], (B, blocks - 1))
+    spliced, moved, weights = (np.asarray(x) for x in splice(codes, actions, stride, 0.7, jax.random.key(seed)))
+    for clip in range(B):
+        foreign = spliced[clip, :, 0] != clip
+        cut = int(foreign.sum())
+        assert cut % stride == 0
+        assert np.all(foreign[:cut])
+        assert np.all(spliced[clip, :cut] == (clip - 1) % B)
+        # The action into the first block of this clip's future is this clip's own.
+        assert np.all((moved[clip] != clip) == (np.arange(1, blocks) < cut // stride))
+        left_out = np.flatnonzero(weights[clip] == 0)
+        assert left_out.tolist() == (list(range(cut, cut + stride)) if cut else [])
+
+
+def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs):
+    codes, rng = inputs
+    dynamics = DynamicsConfig(dim=16, num_heads=2, num_layers=1, window=6, action_dropout=1.0)
+    models = Models(tiny_config(dynamics=dynamics), CODEC)
+    params = models.init_dynamics(jax.random.key(0))
+    losses = [
+        float(dynamics_loss(models, params, codes, jnp.asarray(rng.integers(0, 8, (2, FRAMES - 1))), jax.random.key(1)))
+        for _ in range(2)
+    ]
+    assert losses[0] == losses[1]

@@ -1,0 +1,208 @@
+"""The latent action model: it cannot see beyond its target, and what becomes of latents, codes and keys."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CODEC, random_waveform, tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from melodjinn_jax.config import LatentActionConfig
+from melodjinn_jax.models.action_space import (
+    ActionSpace,
+    Effects,
+    collapse_repeats,
+    digest_codebook,
+    measure_effects,
+    merge_codes,
+)
+from melodjinn_jax.models.bottlenecks import (
+    finite_scalar_quantize,
+    fsq_vectors,
+    nearest_codes,
+    quantize,
+    random_codebook,
+    read_off_codebook,
+    update_codebook,
+)
+from melodjinn_jax.models.features import block_features, mel_features
+from melodjinn_jax.models.latent_action import receptive_field
+from melodjinn_jax.training.state import Models, initial_state
+from melodjinn_jax.training.step import encode_codes, scaled_features
+
+TINY = LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=4, max_codes=8)
+
+
+def latents_of(models: Models, waveform: np.ndarray) -> np.ndarray:
+    state = initial_state(models, jnp.float32(1))
+    encode = jax.jit(lambda s, w: models.lam(s["lam"]).encode(scaled_features(models, s, w)))
+    return np.asarray(encode(state, waveform))
+
+
+@pytest.mark.parametrize("features", ["mel", "waveform", "normalized"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sound_after_the_target_block_never_changes_an_action(rng, features, stride):
+    models = Models(
+        tiny_config(latent_actions=dataclasses.replace(TINY, features=features, action_stride=stride)), CODEC
+    )
+    waveform = random_waveform(rng, 2, 24)
+    before = latents_of(models, waveform)
+    block = 6
+    changed = waveform.copy()
+    changed[:, block * stride :] = random_waveform(rng, 2, 24 - block * stride)
+    after = latents_of(models, changed)
+    # Latent i has seen blocks up to i + 1: those up to block - 2 know nothing of the change, the next one does.
+    np.testing.assert_array_equal(before[:, : block - 1], after[:, : block - 1])
+    assert np.all(np.abs(before - after)[:, block - 1].max(axis=-1) > 0)
+
+
+def test_actions_of_a_track_equal_those_of_a_crop_after_the_receptive_field(rng):
+    models = Models(tiny_config(latent_actions=TINY), CODEC)
+    waveform = random_waveform(rng, 1, 40)
+    crop = 10
+    whole, cropped = latents_of(models, waveform), latents_of(models, waveform[:, crop:])
+    # Beside the encoder's field, features reach up to 1 1/2 frames back.
+    settled = receptive_field(TINY) + 2
+    np.testing.assert_allclose(whole[:, crop + settled :], cropped[:, settled:], atol=2e-5)
+    assert np.abs(whole[:, crop : crop + 1] - cropped[:, :1]).max() > 1e-3
+
+
+def test_codes_do_not_depend_on_the_other_clips_of_a_batch(rng):
+    models = Models(tiny_config(latent_actions=TINY), CODEC)
+    state = initial_state(models, jnp.float32(1)) | {"codebook": random_codebook(jax.random.key(0), 8, 4)}
+    encode = jax.jit(lambda s, w: encode_codes(models, s, w))
+    waveform = random_waveform(rng, 3, 24)
+    np.testing.assert_array_equal(encode(state, waveform)[:1], encode(state, waveform[:1]))
+
+
+def test_mel_features_see_a_hit_alike_wherever_in_the_frame_it_falls():
+    click = np.hanning(64) * 20000
+    found = []
+    for offset in (0, 80, 160, 240):
+        waveform = np.zeros(320 * 6)
+        waveform[320 * 2 + offset : 320 * 2 + offset + 64] = click
+        features = mel_features(jnp.asarray(waveform.reshape(1, 6, 320), jnp.int16), 24000)
+        found.append(np.asarray(features[0, 2:4]).max(axis=0))
+    spread = np.ptp(found, axis=0).max() / np.max(found)
+    assert spread < 0.05
+
+
+def test_features_of_silence_are_zero_and_int16_equals_float():
+    assert not np.any(mel_features(jnp.zeros((1, 4, 320), jnp.int16), 24000))
+    waveform = np.random.default_rng(0).integers(-3000, 3000, (1, 4, 320)).astype(np.int16)
+    as_float = jnp.asarray(waveform, jnp.float32) / 32768
+    for features in ("mel", "waveform", "normalized"):
+        config = LatentActionConfig(features=features)
+        np.testing.assert_allclose(
+            block_features(jnp.asarray(waveform), config, 24000), block_features(as_float, config, 24000), atol=1e-6
+        )
+
+
+@given(st.integers(1, 6), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_the_codebook_read_off_finds_well_separated_clusters(clusters, seed):
+    rng = np.random.default_rng(seed)
+    centres = np.zeros((clusters, 3))
+    # On a line, 8 apart: farther than two radii, however the noise falls.
+    centres[:, 0] = 8.0 * np.arange(clusters)
+    sizes = rng.integers(30, 200, clusters)
+    sizes[0] = 2000
+    latents = np.repeat(centres, sizes, axis=0) + rng.uniform(-0.5, 0.5, (sizes.sum(), 3))
+    codebook = read_off_codebook(latents, 8, 2.0, 100)
+    used = np.asarray(codebook["counts"]) > 0
+    assert used.sum() == clusters
+    assert np.flatnonzero(used).tolist() == list(range(clusters))
+    np.testing.assert_allclose(codebook["vectors"][0], centres[0], atol=0.5)
+    codes = np.asarray(nearest_codes(codebook["vectors"], jnp.asarray(latents, jnp.float32)))
+    truth = np.repeat(np.arange(clusters), sizes)
+    assert np.array_equal(codes, truth)
+
+
+def test_the_codebook_never_exceeds_its_size(rng):
+    codebook = read_off_codebook(rng.normal(0, 50, (500, 4)), 4, 2.0, 100)
+    assert codebook["vectors"].shape == (4, 4)
+    assert np.sum(np.asarray(codebook["counts"]) > 0) <= 4
+
+
+def test_quantisation_is_straight_through_and_moves_towards_the_data(rng):
+    codebook = random_codebook(jax.random.key(0), 4, 3)
+    latents = jnp.asarray(rng.normal(size=(2, 50, 3)), jnp.float32)
+    codes, quantized, _ = quantize(codebook, latents)
+    np.testing.assert_allclose(quantized, codebook["vectors"][codes], atol=1e-6)
+    gradient = jax.grad(lambda z: quantize(codebook, z)[1].sum())(latents)
+    np.testing.assert_array_equal(gradient, np.ones_like(gradient))
+    for _ in range(200):
+        codebook = update_codebook(codebook, latents, codes, 0.9)
+    for code in np.unique(codes):
+        np.testing.assert_allclose(codebook["vectors"][code], latents[np.asarray(codes) == code].mean(0), atol=1e-4)
+
+
+@given(st.lists(st.integers(2, 5), min_size=1, max_size=3), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_fsq_codes_name_their_quantised_vectors(levels, seed):
+    latents = 3 * jax.random.normal(jax.random.key(seed), (50, len(levels)))
+    codes, quantized = finite_scalar_quantize(latents, tuple(levels))
+    vectors = fsq_vectors(tuple(levels))
+    assert np.all((np.asarray(codes) >= 0) & (np.asarray(codes) < len(vectors)))
+    np.testing.assert_allclose(vectors[np.asarray(codes)], quantized, atol=1e-6)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 4))
+@settings(max_examples=100, deadline=None)
+def test_collapse_credits_the_first_of_repeats(keys, frames):
+    collapsed = np.asarray(collapse_repeats(jnp.asarray([keys]), frames))[0]
+    for index, key in enumerate(keys):
+        is_repeat = key != 0 and key in keys[max(0, index - frames) : index]
+        assert collapsed[index] == (0 if is_repeat else key)
+
+
+def test_codes_of_one_drum_become_one_key_and_inaudible_ones_noop(rng):
+    bands = np.eye(3, 9)
+    # Codes 1 and 2 are one drum early and late, 3 another drum, 4 hardly audible, 5 the tail of drum 3 and, where
+    # that has not just sounded, its late start.
+    sounds = {1: bands[0], 2: 0.9 * bands[0], 3: bands[1], 4: 0.02 * bands[2]}
+    codes = np.zeros((20, 60), np.int64)
+    rise = np.zeros((20, 60, 9))
+    for clip in range(20):
+        for start in range(2, 55, 6):
+            code = int(rng.integers(1, 6))
+            if code == 5:
+                codes[clip, start], rise[clip, start] = 5, bands[1]
+            else:
+                codes[clip, start], rise[clip, start] = code, sounds[code]
+            if code == 3:
+                codes[clip, start + 1 : start + 3] = 5
+    effects = Effects(rise, np.sqrt(rise))
+    keys = merge_codes(codes, effects, 8, 0, LatentActionConfig())
+    assert keys[1] == keys[2] > 0
+    assert keys[3] == keys[5] > 0
+    assert keys[1] != keys[3]
+    assert keys[0] == keys[4] == keys[6] == keys[7] == 0
+    assert set(keys) == {0, 1, 2}
+
+
+def test_effects_are_rises_at_the_block_after_the_action():
+    mel = np.zeros((1, 12, 2))
+    mel[0, 4:, 1] = 1.0
+    for stride in (1, 2):
+        effects = measure_effects(mel, stride)
+        loudest = effects.rise[0, :, 1].argmax()
+        # The first action whose effect reaches frame 4, within the span that effects are looked for.
+        assert (loudest + 1) * stride <= 4 < (loudest + 1) * stride + 3
+        assert effects.rise[0, :, 0].max() == 0
+        assert effects.rise[0, 4 // stride - 1, 1] == 1.0
+
+
+def test_the_action_space_digest_changes_with_everything_in_it(rng):
+    vectors = rng.normal(size=(4, 3)).astype(np.float32)
+    base = ActionSpace(1, (0, 1, 2, 0), digest_codebook(vectors))
+    others = [
+        ActionSpace(2, base.key_of_code, base.codebook_digest),
+        ActionSpace(1, (0, 1, 2, 1), base.codebook_digest),
+        ActionSpace(1, base.key_of_code, digest_codebook(vectors + 1e-6)),
+    ]
+    assert len({space.digest for space in (base, *others)}) == 4
+    assert base.num_keys == 2
