@@ -114,18 +114,21 @@ def test_iterator_goes_on_with_the_next_batch_though_advanced_during_the_save(tm
     assert take(resumed, 4) == following
 
 
-def test_saved_values_are_those_of_the_call_though_buffers_are_donated(tmp_path):
+def test_saved_values_are_those_of_the_call_whatever_becomes_of_the_arrays(tmp_path):
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x * 2 + 1, tree), donate_argnums=0)
-    state = {f"layer{i}": jnp.full((64, 64), float(i)) for i in range(20)}
-    expected = jax.tree.map(jnp.array, state)
+    on_device = {f"layer{i}": jnp.full((64, 64), float(i)) for i in range(20)}
+    on_host = np.arange(6.0)
+    expected = {"device": jax.tree.map(jnp.array, on_device), "host": on_host.copy()}
     with CheckpointStore(tmp_path, keep=1) as store:
-        given = state
-        store.save(1, state, make_iterator(), {})
-        for _ in range(3):
-            state = step(state)
-        assert given["layer0"].is_deleted()
+        store.save(1, {"device": on_device, "host": on_host}, make_iterator(), {})
+        # JAX may decline to donate a buffer that is being written, so the arrays are deleted as well.
+        step(step(on_device))
+        for array in on_device.values():
+            array.delete()
+        on_host[:] = -1
         store.wait()
-        assert_same(store.load(1, abstract(expected), make_iterator()), expected)
+        saved = store.read_arrays(1, "device", "host")
+    assert_same(saved, expected)
 
 
 def test_metadata_of_the_call_is_saved(tmp_path):

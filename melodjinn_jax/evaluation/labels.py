@@ -93,5 +93,7 @@ def normalized_mutual_information(confusion: np.ndarray) -> float:
     def entropy(p: np.ndarray) -> float:
         return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
 
-    scale = np.sqrt(entropy(rows) * entropy(columns))
-    return (entropy(rows) + entropy(columns) - entropy(joint.ravel())) / scale if scale > 0 else 0.0
+    if min(np.count_nonzero(rows), np.count_nonzero(columns)) < 2:
+        return 0.0
+    information = entropy(rows) + entropy(columns) - entropy(joint.ravel())
+    return information / float(np.sqrt(entropy(rows) * entropy(columns)))

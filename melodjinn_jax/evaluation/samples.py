@@ -101,9 +101,7 @@ def play_keys(run: Run, drum_names: Sequence[str | None]) -> tuple[dict[str, np.
     return {**clips, "performance": waveforms[-1]}, {str(key): value for key, value in alone.items()}, groove
 
 
-def plan_groove(
-    drum_names: Sequence[str | None], start: int, frame_rate: float, stride: int
-) -> tuple[Presses, int]:
+def plan_groove(drum_names: Sequence[str | None], start: int, frame_rate: float, stride: int) -> tuple[Presses, int]:
     """A rhythm over all keys: the kick on the beat, the snare on 2 and 4, hats between, other keys where there is room.
 
     Args:
@@ -119,13 +117,14 @@ def plan_groove(
     bars = max(1, round(PERFORMANCE_SECONDS * frame_rate / (step * STEPS_PER_BAR)))
     order = sorted(range(1, len(drum_names) + 1), key=lambda key: (_part(drum_names[key - 1]), key))
     parts, extra = order[: len(GROOVE)], order[len(GROOVE) :]
-    beats = [(bar * STEPS_PER_BAR + at, key) for bar in range(bars) for key, steps in zip(parts, GROOVE) for at in steps]
+    bar_beats = [(at, key) for key, steps in zip(parts, GROOVE, strict=False) for at in steps]
+    beats = [(bar * STEPS_PER_BAR + at, key) for bar in range(bars) for at, key in bar_beats]
     if extra:
         free = [bar * STEPS_PER_BAR + at for bar in range(bars) for at in FILL_STEPS]
         beats += [(at, extra[turn % len(extra)]) for turn, at in enumerate(free)]
     presses = [(start + at * step, key) for at, key in sorted(beats)]
-    # Half a bar more, so that the last hit can be heard to its end.
-    return presses, start + (bars * STEPS_PER_BAR + STEPS_PER_BAR // 2) * step
+    # A beat more, so that the last hit can be heard to its end.
+    return presses, start + (bars * STEPS_PER_BAR + STEPS_PER_BAR // 4) * step
 
 
 def _part(drum_name: str | None) -> int:

@@ -15,8 +15,9 @@ import numpy as np
 
 from melodjinn_jax.config import LatentActionConfig
 
-# A hit is over its peak within three frames; a change that comes later belongs to a later action.
-EFFECT_FRAMES = 3
+# A hit that starts late in its frame peaks in the next. Looking farther credits an action with the hit after it, which
+# in a dense rhythm makes a key of a code that means silence.
+EFFECT_FRAMES = 2
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,17 @@ def empty_codebook(max_codes: int, latent_dim: int) -> Codebook:
 def random_codebook(key: jax.Array, max_codes: int, latent_dim: int) -> Codebook:
     """The classical start: every entry drawn at random (van den Oord et al. 2017)."""
     vectors = 0.3 * jax.random.normal(key, (max_codes, latent_dim))
-    return {"vectors": vectors, "counts": jnp.ones(max_codes), "sums": vectors, "idle": jnp.zeros(max_codes)}
+    return _codebook(vectors, jnp.ones(max_codes), vectors)
+
+
+def _codebook(vectors: jax.Array, counts: jax.Array, sums: jax.Array) -> Codebook:
+    # Copies, because a training step is donated every one of these buffers.
+    return {
+        "vectors": jnp.array(vectors),
+        "counts": jnp.array(counts),
+        "sums": jnp.array(sums),
+        "idle": jnp.zeros_like(counts),
+    }
 
 
 def nearest_codes(vectors: jax.Array, latents: jax.Array) -> jax.Array:

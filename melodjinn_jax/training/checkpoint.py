@@ -113,7 +113,7 @@ class CheckpointStore:
             raise ValueError(f"there is a checkpoint of step {step} already")
         content = json.loads(json.dumps(metadata, allow_nan=False))  # a copy, and a TypeError now rather than later
         leaves = _flatten(arrays)
-        # Copies: on a CPU, np.asarray is a view of a buffer that the next step may be donated.
+        # Copies: a view would let later writes to a numpy array in, and keep JAX from donating a CPU buffer.
         snapshot = [(leaf, np.array(_to_host(leaf.stored))) for leaf in leaves.values()]
         stored = {name: leaf.stored for name, leaf in leaves.items()}
         try:

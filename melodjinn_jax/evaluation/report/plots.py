@@ -1,42 +1,25 @@
-"""Markup that cannot forget to escape, and the report's plots as inline SVG: waveforms, presses, curves, usage.
+"""The report's plots as inline SVG: waveforms, presses, curves, usage.
 
 Colours are classes (`c0`, `c1`, ..., one for each drum or key) that the page's style sheet fills in, so that every
 plot follows the reader's light or dark scheme.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 
 import numpy as np
+
+from melodjinn_jax.evaluation.report.markup import NOTHING, Html, tag
 
 NUM_COLORS = 16
 """Colour classes of the style sheet; `cn` is the neutral one."""
 NEUTRAL = "cn"
 MAX_POINTS = 300
-_VOID = frozenset({"br", "input"})
-
-
-class Html(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: str, **attributes: object) -> Html:
-    """An element. Children that are not `Html` are escaped, and so are attributes; `class_` stands for `class`."""
-    written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items()
-    )
-    if name in _VOID:
-        return Html(f"<{name}{written}>")
-    return Html(f"<{name}{written}>{join(children)}</{name}>")
-
-
-def join(children: Sequence[str]) -> Html:
-    return Html("".join(child if isinstance(child, Html) else escape(child) for child in children))
+ATTACK = 1.5
+"""Frames by which a codec may smear an attack ahead of its time."""
+_SILENT = 0.01
 
 
 @dataclass(frozen=True)
@@ -54,8 +37,10 @@ def _stretched(height: int, *shapes: Html, **attributes: object) -> Html:
     return tag("svg", *shapes, viewBox=f"0 0 1000 {height}", preserveAspectRatio="none", **attributes)
 
 
-def waveform(samples: np.ndarray, scale: float, marks: Sequence[Mark], frames: float, label: str) -> Html:
-    """A waveform, coloured from each mark on, with a thin line at the marks.
+def waveform(
+    samples: np.ndarray, scale: float, marks: Sequence[Mark], frames: float, label: str, attack: float = ATTACK
+) -> Html:
+    """A waveform, coloured from each mark on until it has died away, with a thin line at the marks.
 
     Args:
       samples: float [samples].
@@ -63,24 +48,33 @@ def waveform(samples: np.ndarray, scale: float, marks: Sequence[Mark], frames: f
       marks: in order of time.
       frames: length of the clip.
       label: what it shows, for those who cannot see it.
+      attack: frames before a mark in which its sound may begin.
     """
     bins = min(len(samples), 1000)
     edges = np.linspace(0, len(samples), bins, endpoint=False).astype(int)
-    top = 50 - 49 * np.clip(np.maximum.reduceat(samples, edges) / scale, -1, 1)
-    bottom = 50 - 49 * np.clip(np.minimum.reduceat(samples, edges) / scale, -1, 1)
-    # Silence stays visible as a line.
-    top, bottom = np.minimum(top, 49.6), np.maximum(bottom, 50.4)
-    cuts = [0, *(round(min(max(mark.frame / frames, 0), 1) * bins) for mark in marks), bins]
-    colors = [NEUTRAL, *(mark.color for mark in marks)]
-    shapes = []
-    for (start, stop), color in zip(pairwise(cuts), colors, strict=True):
-        if stop > start:
+    high, low = np.maximum.reduceat(samples, edges), np.minimum.reduceat(samples, edges)
+    level = (high - low) / scale
+    top, bottom = (50 - 49 * np.clip(extreme / scale, -1, 1) for extreme in (high, low))
+    places = [mark.frame / frames * bins for mark in marks]
+    cuts = [0, *(_quietest_before(level, place, attack * bins / frames) for place in places), bins]
+    shapes = [tag("path", class_="lane", d="M0 50H1000")]
+    for (start, stop), color in zip(pairwise(cuts), [NEUTRAL, *(mark.color for mark in marks)], strict=True):
+        loud = np.flatnonzero(level[start:stop] > _SILENT)
+        if len(loud):
             # One bin more, so that neighbours touch.
-            at = np.arange(start, min(stop + 1, bins)) * (1000 / bins)
-            outline = [*zip(at, top[start : stop + 1]), *zip(at[::-1], bottom[start : stop + 1][::-1])]
+            shown = slice(start, start + int(loud[-1]) + 2)
+            at = np.arange(bins)[shown] * (1000 / bins)
+            outline = zip([*at, *at[::-1]], [*top[shown], *bottom[shown][::-1]], strict=True)
             shapes.append(tag("path", class_=f"wave {color}", d=_polyline(outline) + "z"))
     shapes += [_tick(mark, frames) for mark in marks]
     return _stretched(100, *shapes, class_="waveform", role="img", aria_label=label)
+
+
+def _quietest_before(level: np.ndarray, at: float, bins: float) -> int:
+    """The last of the quietest bins among those before `at`, where a sound begins."""
+    last = min(max(round(at), 0), len(level) - 1)
+    window = level[max(0, math.floor(at - bins)) : last + 1]
+    return last - int(np.argmin(window[::-1]))
 
 
 def _tick(mark: Mark, frames: float) -> Html:
@@ -106,7 +100,7 @@ def roll(lanes: int, marks: Sequence[Mark], frames: float, label: str) -> Html:
     )
 
 
-def _polyline(points: Sequence[tuple[float, float]]) -> str:
+def _polyline(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
@@ -120,7 +114,7 @@ class PhaseSpan:
 
 
 WIDTH, HEIGHT = 360, 180
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 6, 18, 22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 20, 22
 
 
 def curve(
@@ -145,9 +139,14 @@ def curve(
     points = _thinned(points)
     values = [value for _, value in points]
     last = max(phases[-1].stop, 1)
-    ticks = _log_ticks(min(values), max(values)) if log else _ticks(0.0, top or max(values))
     scale: Callable[[float], float] = math.log10 if log else float
-    low, high = scale(ticks[0]), scale(ticks[-1])
+    if log:
+        ends = min(values) / 1.3, max(values) * 1.3
+        ticks = _log_ticks(*ends)
+    else:
+        ticks = _ticks(min(0.0, *values), top or max(values))
+        ends = ticks[0], ticks[-1]
+    low, high = map(scale, ends)
 
     def x(step: float) -> float:
         return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / last
@@ -158,10 +157,10 @@ def curve(
     shapes = [_phase_band(span, x) for span in phases]
     for tick in ticks:
         shapes.append(tag("path", class_="grid", d=f"M{_LEFT} {y(tick):.1f}H{WIDTH - _RIGHT}"))
-        shapes.append(tag("text", f"{tick:g}", class_="end", x=_LEFT - 5, y=f"{y(tick) + 3.5:.1f}"))
+        shapes.append(tag("text", _short(tick), class_="end", x=_LEFT - 5, y=f"{y(tick) + 4:.1f}"))
     for step in _ticks(0, last)[1:]:
         if step <= last:
-            shapes.append(tag("text", f"{step:g}", class_="mid", x=f"{x(step):.1f}", y=HEIGHT - 6))
+            shapes.append(tag("text", _short(step), class_="mid", x=f"{x(step):.1f}", y=HEIGHT - 6))
     if threshold is not None:
         shapes.append(tag("path", class_="threshold", d=f"M{_LEFT} {y(threshold):.1f}H{WIDTH - _RIGHT}"))
     shapes.append(tag("path", class_="curve", d=_polyline([(x(step), y(value)) for step, value in points])))
@@ -172,11 +171,10 @@ def curve(
 
 def _phase_band(span: PhaseSpan, x: Callable[[float], float]) -> Html:
     left, width = x(span.start), x(span.stop) - x(span.start)
-    band = tag(
-        "rect", class_=f"phase {span.name}", x=f"{left:.1f}", y=_TOP, width=f"{width:.1f}", height=HEIGHT - _TOP - _BOTTOM
-    )
-    fits = width > 6 * len(span.name)
-    name = tag("text", span.name, class_="phase-name", x=f"{left + 2:.1f}", y=_TOP - 6) if fits else Html()
+    box = {"x": f"{left:.1f}", "y": _TOP, "width": f"{width:.1f}", "height": HEIGHT - _TOP - _BOTTOM}
+    band = tag("rect", class_=f"phase {span.name}", **box)
+    fits = width > 6.5 * len(span.name)
+    name = tag("text", span.name, class_="phase-name", x=f"{left + 2:.1f}", y=_TOP - 6) if fits else NOTHING
     return tag("g", tag("title", f"{span.name}: steps {span.start} to {span.stop}"), band, name)
 
 
@@ -188,24 +186,26 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that cover a range."""
-    span = high - low if high > low else 1.0
+    span = high - low or abs(high) or 1.0
     rough = span / 4
     magnitude = 10.0 ** math.floor(math.log10(rough))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= rough * 0.999)
     first, last = math.floor(low / step), math.ceil((low + span) / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [index * step for index in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, or of ten and three times them, that cover a range."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = [10.0**power for power in range(first, max(last, first + 1) + 1)]
-    if len(ticks) > 3:
-        return ticks
-    finer = sorted([*ticks, *(3 * tick for tick in ticks[:-1])])
-    start = max(index for index, tick in enumerate(finer) if index == 0 or tick <= low)
-    stop = min(index for index, tick in enumerate(finer) if tick >= high or index == len(finer) - 1)
-    return finer[start : max(stop, start + 1) + 1]
+    """Powers of ten within a range; where these are too few, numbers between them; or just its ends."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [digit * 10.0**power for power in powers for digit in digits if low <= digit * 10.0**power <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return [low, high]
+
+
+def _short(value: float) -> str:
+    return f"{value / 1000:g}k" if abs(value) >= 10000 else f"{value:.3g}"
 
 
 def heat_strip(shares: np.ndarray, colors: Sequence[str], label: str) -> Html:
@@ -230,7 +230,7 @@ def heat_strip(shares: np.ndarray, colors: Sequence[str], label: str) -> Html:
                         class_=f"cell {color}",
                         x=f"{column * width:.2f}",
                         y=20 * row + 1,
-                        width=f"{width + 0.3:.2f}",
+                        width=f"{width:.2f}",
                         height=18,
                         fill_opacity=f"{opacity:.2f}",
                     )
