@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["melodjinn_jax", "melodjinn_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"melodjinn_jax": ["py.typed"]},
+    package_data={"melodjinn_jax": ["py.typed"], "melodjinn_jax.evaluation.report": ["*.tmpl"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

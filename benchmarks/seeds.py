@@ -29,7 +29,6 @@ class Suite:
     experiment: str = "experiments/toy_drums.py"
 
 
-FIVE = "--config experiments/toy_drums.py"
 SUITES = {
     "random1": Suite("--data.num-drums 1", 3),
     "random3": Suite("", 10),
@@ -42,8 +41,6 @@ SUITES = {
     "loop3-no-splice": Suite("--data.rhythm loop --dynamics.splice-probability 0", 3),
     "loop3-neither": Suite("--data.rhythm loop --dynamics.max-mask-rate 0 --dynamics.splice-probability 0", 3),
 }
-"""The suites of one-shots take their folder from --one-shots; see `benchmarks/one_shots.py`."""
-
 
 def train(name: str, suite: Suite, seed: int, output: Path, extra: list[str]) -> dict:
     """Train and evaluate one run in its own process; returns its eval.json with the wall time added."""
@@ -52,7 +49,9 @@ def train(name: str, suite: Suite, seed: int, output: Path, extra: list[str]) ->
     if result.is_file():
         return json.loads(result.read_text())
     command = [sys.executable, "-m", "melodjinn_jax.train", "--config", suite.experiment, "--workdir", str(workdir)]
-    command += suite.overrides.split() + ["--seed", str(seed), "--data.seed", str(seed), "--codec.seed", str(seed)]
+    command += suite.overrides.split()
+    for flag in ("--seed", "--data.seed", "--codec.seed"):
+        command += [flag, str(seed)]
     command += ["--runtime.progress", "false", *extra]
     began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

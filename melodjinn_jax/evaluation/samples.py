@@ -1,6 +1,7 @@
 """What a run sounds like: the clips of `samples/`, and beside them `example.json`, which says what happens in each."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,9 +115,12 @@ def plan_groove(drum_names: Sequence[str | None], start: int, frame_rate: float,
       the presses in order of time, one per block of `stride` frames at most, and the frames of the whole.
     """
     step = _blocks(STEP_SECONDS * frame_rate, stride)
-    bars = max(1, round(PERFORMANCE_SECONDS * frame_rate / (step * STEPS_PER_BAR)))
     order = sorted(range(1, len(drum_names) + 1), key=lambda key: (_part(drum_names[key - 1]), key))
     parts, extra = order[: len(GROOVE)], order[len(GROOVE) :]
+    # Every key has its turn, however long that takes.
+    bars = max(
+        1, round(PERFORMANCE_SECONDS * frame_rate / (step * STEPS_PER_BAR)), math.ceil(len(extra) / len(FILL_STEPS))
+    )
     bar_beats = [(at, key) for key, steps in zip(parts, GROOVE, strict=False) for at in steps]
     beats = [(bar * STEPS_PER_BAR + at, key) for bar in range(bars) for at, key in bar_beats]
     if extra:

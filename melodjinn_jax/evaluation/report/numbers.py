@@ -52,7 +52,8 @@ def confusion(files: RunFiles) -> Html:
         return NOTHING
     # In the order of their drums, so that what is right lies on the diagonal.
     keys = [0, *sorted(range(1, len(counts[0])), key=lambda key: (_drum_order(files, key), key))]
-    head = ["", *(f"{key} {files.key_name(key)}" for key in keys)]
+    names = [(tag("b", str(key), class_=files.key_color(key)), tag("span", files.key_name(key))) for key in keys]
+    head = ["", *(join([key, " ", name]) for key, name in names)]
     rows = []
     for truth, row in enumerate(counts):
         color = NEUTRAL if truth == 0 else files.drum_color(truth - 1)
@@ -62,7 +63,9 @@ def confusion(files: RunFiles) -> Html:
         "What happened on the held-out clips (rows) and the key that the model heard (columns). "
         "Each key was matched to the drum it stands for most often."
     )
-    return join([heading("Hits and keys", lead), table(head, rows, "confusion")])
+    return join(
+        [heading("Hits and keys", lead), table(head, rows, "confusion" if len(keys) <= 7 else "confusion many")]
+    )
 
 
 def _drum_order(files: RunFiles, key: int) -> int:

@@ -136,9 +136,34 @@ def curve(
       top: end of the values' axis; None: the largest value.
       threshold: value at which to draw a line.
     """
-    points = _thinned(points)
-    values = [value for _, value in points]
+    shown = _thinned(points)
     last = max(phases[-1].stop, 1)
+    ticks, height = _value_axis([value for _, value in shown], log, top)
+
+    def x(step: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / last
+
+    def y(value: float) -> float:
+        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * height(value)
+
+    shapes = [_phase_band(span, x) for span in phases]
+    shapes += [_grid_line(y(tick), _short(tick)) for tick in ticks]
+    shapes += [
+        tag("text", _short(step), class_="mid", x=f"{x(step):.1f}", y=HEIGHT - 6)
+        for step in _ticks(0, last)[1:]
+        if step <= last
+    ]
+    if threshold is not None:
+        shapes.append(_grid_line(y(threshold), "", "threshold"))
+    at = [(x(step), y(value)) for step, value in shown]
+    shapes.append(tag("path", class_="curve", d=_polyline(at)))
+    if len(at) == 1 or threshold is not None:
+        shapes += [tag("circle", class_="point", cx=f"{left:.1f}", cy=f"{height:.1f}", r=2.5) for left, height in at]
+    return tag("svg", *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", aria_label=label)
+
+
+def _value_axis(values: Sequence[float], log: bool, top: float | None) -> tuple[list[float], Callable[[float], float]]:
+    """Where to write numbers, and how high from 0 to 1 a value stands."""
     scale: Callable[[float], float] = math.log10 if log else float
     if log:
         ends = min(values) / 1.3, max(values) * 1.3
@@ -147,26 +172,12 @@ def curve(
         ticks = _ticks(min(0.0, *values), top or max(values))
         ends = ticks[0], ticks[-1]
     low, high = map(scale, ends)
+    return ticks, lambda value: (scale(value) - low) / (high - low)
 
-    def x(step: float) -> float:
-        return _LEFT + (WIDTH - _LEFT - _RIGHT) * step / last
 
-    def y(value: float) -> float:
-        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (scale(value) - low) / (high - low)
-
-    shapes = [_phase_band(span, x) for span in phases]
-    for tick in ticks:
-        shapes.append(tag("path", class_="grid", d=f"M{_LEFT} {y(tick):.1f}H{WIDTH - _RIGHT}"))
-        shapes.append(tag("text", _short(tick), class_="end", x=_LEFT - 5, y=f"{y(tick) + 4:.1f}"))
-    for step in _ticks(0, last)[1:]:
-        if step <= last:
-            shapes.append(tag("text", _short(step), class_="mid", x=f"{x(step):.1f}", y=HEIGHT - 6))
-    if threshold is not None:
-        shapes.append(tag("path", class_="threshold", d=f"M{_LEFT} {y(threshold):.1f}H{WIDTH - _RIGHT}"))
-    shapes.append(tag("path", class_="curve", d=_polyline([(x(step), y(value)) for step, value in points])))
-    if len(points) == 1 or threshold is not None:
-        shapes += [tag("circle", class_="point", cx=f"{x(s):.1f}", cy=f"{y(v):.1f}", r=2.5) for s, v in points]
-    return tag("svg", *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", aria_label=label)
+def _grid_line(y: float, name: str, class_: str = "grid") -> Html:
+    line = tag("path", class_=class_, d=f"M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}")
+    return tag("g", line, tag("text", name, class_="end", x=_LEFT - 5, y=f"{y + 4:.1f}"))
 
 
 def _phase_band(span: PhaseSpan, x: Callable[[float], float]) -> Html:
@@ -205,7 +216,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1000:g}k" if abs(value) >= 10000 else f"{value:.3g}"
+    if abs(value) >= 10000:
+        return f"{value / 1000:g}k"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
 
 
 def heat_strip(shares: np.ndarray, colors: Sequence[str], label: str) -> Html:

@@ -46,7 +46,7 @@ def lane_names(files: RunFiles, with_noop: bool) -> Html:
     """The names of the keys' lanes, and that of NOOP below them."""
     rows = [(str(key), files.key_name(key), files.key_color(key)) for key in range(1, files.num_keys + 1)]
     rows += [("0", "NOOP", NEUTRAL)] if with_noop else []
-    return join([tag("div", tag("b", key), " ", name, class_=f"name {color}") for key, name, color in rows])
+    return join([tag("div", tag("b", key), " ", name, class_=f"name {color}", title=name) for key, name, color in rows])
 
 
 def _frames(files: RunFiles, clip: Clip) -> float:
