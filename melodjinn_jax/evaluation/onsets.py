@@ -117,7 +117,7 @@ class OnsetDetector:
         return templates.transpose(2, 0, 1)
 
     def _pick_peaks(self, activations: np.ndarray) -> list[Onset]:
-        """Peaks of the smoothed activations [N, hops] of one clip; the strongest first, each silences its neighbours."""
+        """Peaks of the smoothed activations [N, hops] of one clip; the strongest silence their neighbours."""
         onsets = []
         for drum, activation in enumerate(activations):
             gain = np.convolve(activation, np.ones(2 * _SMOOTHING_HOPS + 1), "same")

@@ -15,9 +15,6 @@ import numpy as np
 
 from melodjinn_jax.config import LatentActionConfig
 
-# A hit that starts late in its frame peaks in the next. Looking farther credits an action with the hit after it, which
-# in a dense rhythm makes a key of a code that means silence.
-EFFECT_FRAMES = 2
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Effects:
     """How the sound changes after every action of some clips."""
 
     rise: np.ndarray
-    """[B, n, C]: rise in log magnitude, the loudest of the next frames over the frame before."""
+    """[B, n, C]: rise in log magnitude, the loudest frame of the block over the frame before it."""
     linear_rise: np.ndarray
     """[B, n, C]: root of the rise in linear magnitude, which tells sounds apart more sharply."""
 
@@ -67,12 +64,12 @@ class Effects:
 
 
 def measure_effects(mel_BFC: np.ndarray, stride: int) -> Effects:
-    """Effects from the `mel_features` of clips. Actions whose effect reaches past the clip's end are left out."""
-    frames = mel_BFC.shape[1]
-    span = max(stride, EFFECT_FRAMES)
-    starts = np.arange(stride, frames - span + 1, stride)
+    """Effects of all actions, from the `mel_features` of clips of whole blocks."""
+    starts = np.arange(stride, mel_BFC.shape[1], stride)
     before = mel_BFC[:, starts - 1]
-    after = np.max([mel_BFC[:, starts + i] for i in range(span)], axis=0)
+    # No farther than the action's own block: beyond it the action would be credited with the hit after it, which in a
+    # dense rhythm makes a key of a code that means silence, and of one that merely heralds a hit.
+    after = np.max([mel_BFC[:, starts + i] for i in range(stride)], axis=0)
     return Effects(np.maximum(0, after - before), np.sqrt(np.maximum(0, np.expm1(after) - np.expm1(before))))
 
 
@@ -95,12 +92,12 @@ def merge_codes(
     Returns:
       int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by strength.
     """
-    codes = codes[:, : effects.rise.shape[1]]
     strengths = np.array([effects.strength(codes == code) for code in range(num_codes)])
     strong = strengths[strengths > 0.4 * strengths.max()]
     floor = config.noop_threshold * float(np.median(strong)) if len(strong) else 0.0
     key_of_code = np.zeros(num_codes, np.int64)
     founders: list[np.ndarray] = []
+    founder_strengths: list[float] = []
     by_strength = [int(code) for code in np.argsort(-strengths, kind="stable") if code != noop_code]
     for code in by_strength:
         key, likeness = _most_alike(founders, effects.direction(codes == code))
@@ -109,12 +106,15 @@ def merge_codes(
                 (codes == code) | (key_of_code[codes] == key), config.collapse_frames
             )
             key, likeness = _most_alike(founders, effects.direction(fresh))
-            if likeness > config.merge_cosine and effects.strength(fresh) > floor:
+            # As strong as a hit that starts in the middle of its frame, or it is not one.
+            enough = max(floor, 0.5 * founder_strengths[key - 1]) if key else np.inf
+            if likeness > config.merge_cosine and effects.strength(fresh) > enough:
                 key_of_code[code] = key
         elif likeness > config.merge_cosine:
             key_of_code[code] = key
         else:
             founders.append(effects.direction(codes == code))
+            founder_strengths.append(strengths[code])
             key_of_code[code] = len(founders)
     return key_of_code
 

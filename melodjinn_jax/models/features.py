@@ -13,6 +13,10 @@ import numpy as np
 from melodjinn_jax.config import LatentActionConfig
 
 WINDOWS_PER_FRAME = 4
+
+# The newest window is left to the next frame. A hit in the last quarter of a frame has hardly sounded there: were it
+# labelled there, the likeliest token under its action would be that of silence, and a greedy player would come late.
+LAG_WINDOWS = 1
 COMPANDING = 30.0
 
 
@@ -70,7 +74,8 @@ def mel_features(waveform_BFH: jax.Array, sample_rate: int) -> jax.Array:
     B, F, H = waveform_BFH.shape
     short_dft, short_bands, long_dft, long_bands = _mel_bases(sample_rate, H)
     advance = H // WINDOWS_PER_FRAME
-    samples = jnp.pad(to_float(waveform_BFH).reshape(B, F * H), ((0, 0), (len(long_dft) - advance, 0)))
+    past = len(long_dft) - advance + LAG_WINDOWS * advance
+    samples = jnp.pad(to_float(waveform_BFH).reshape(B, F * H), ((0, 0), (past, 0)))
     pieces = samples.reshape(B, -1, advance)
     count = F * WINDOWS_PER_FRAME
     windows = jnp.concatenate([pieces[:, i : i + count] for i in range(len(long_dft) // advance)], axis=-1)

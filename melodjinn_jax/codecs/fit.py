@@ -1,0 +1,205 @@
+"""Fitting the small codec: without codes at first, then codebooks from k-means, then all of it together.
+
+Measured on the drum world: Muon (Jordan et al. 2024) instead of Adam nearly halves the spectral error of as many
+steps; a waveform loss that counts for more buys signal-to-noise ratio with what a listener hears.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from optax import contrib
+
+from melodjinn_jax.codecs.fitted import HOP_LENGTH, FittedCodec, Params, embed, initial_params, synthesize
+from melodjinn_jax.codecs.rvq import Codebooks, initial_codebooks, quantize, update_codebooks
+from melodjinn_jax.config import CodecConfig
+from melodjinn_jax.errors import UserError
+
+_BATCH = 8
+_CROP_FRAMES = 24
+_LEARNING_RATE = 2e-2
+_WARMUP_STEPS = 20
+_CONTINUOUS_SHARE = 0.4  # of the steps come before the codebooks
+_STEPS_PER_CALL = 50
+_NOISE = 0.1  # of the latents' level, where codes will be: the decoder learns not to trust the last digit
+_EMA_DECAY = 0.95
+_COMMITMENT = 0.25
+_WAVEFORM = 0.1
+_LOG_SPECTRUM = 2.0
+_STFTS = ((1024, 512), (256, 128), (64, 32))  # windows and hops: the longest hears pitch, the shortest attacks
+_SPECTRAL_FLOOR = 6e-4  # of full scale, -64 dB: what is softer need not be right
+_KMEANS_CLIPS = 160
+_KMEANS_FRAMES = 8000
+_SILENCE = 1e-3  # peak of a frame that k-means leaves out: silence has its code already
+_GAIN_CLIPS = 64
+
+
+class FitState(NamedTuple):
+    """What changes from step to step."""
+
+    params: Params
+    optimizer: Any
+    books: Codebooks
+
+
+def fit_codec(
+    waveforms: np.ndarray, config: CodecConfig, progress: Callable[[str], None] = lambda message: None
+) -> FittedCodec:
+    """Fit the small codec on training clips. The same clips and settings give the same codec on the same machine.
+
+    Args:
+      waveforms: float32 [B, F * H] at 24 kHz.
+      config: sizes, steps and seed.
+      progress: told a line at each stage.
+
+    Raises:
+      UserError: naming the field of `codec` that cannot work, or if the clips are silent or not whole frames.
+    """
+    waveforms = np.asarray(waveforms, np.float32)
+    _check(waveforms, config)
+    per_call = max(n for n in range(1, min(_STEPS_PER_CALL, config.steps // 2) + 1) if config.steps % n == 0)
+    continuous = per_call * max(1, round(_CONTINUOUS_SHARE * config.steps / per_call))
+    optimizer = _optimizer(config.steps)
+    crop = min(_CROP_FRAMES, waveforms.shape[1] // HOP_LENGTH)
+    advance = _compiled_steps(optimizer, crop, float(waveforms.var()))
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    keys = jax.random.split(step_key, config.steps)
+    on_device = jnp.asarray(waveforms)
+    params = initial_params(init_key)
+    state = FitState(params, optimizer.init(params), _empty_codebooks(params, config))
+    for start in range(0, config.steps, per_call):
+        if start == continuous:
+            latents = _sounding_latents(state.params, waveforms, config.seed)
+            books = initial_codebooks(latents, config.num_codebooks, config.codebook_size, config.seed)
+            state = state._replace(books=books)
+        quantized = jnp.full(per_call, float(start >= continuous))
+        state, losses = advance(state, keys[start : start + per_call], quantized, on_device)
+        if start + per_call in (continuous, config.steps):
+            kind = "without" if start < continuous else "with"
+            progress(f"codec: step {start + per_call} of {config.steps}, loss {float(losses.mean()):.2f} {kind} codes")
+    return _calibrated(state, waveforms)
+
+
+def _check(waveforms: np.ndarray, config: CodecConfig) -> None:
+    if not 2 <= config.codebook_size <= 1 << 16:
+        raise UserError(f"codec.codebook_size is {config.codebook_size}: it must be from 2 to 65536")
+    if config.num_codebooks < 1:
+        raise UserError(f"codec.num_codebooks is {config.num_codebooks}: it must be at least 1")
+    if config.steps < 2:
+        raise UserError(f"codec.steps is {config.steps}: it must be at least 2")
+    if waveforms.ndim != 2 or waveforms.shape[1] % HOP_LENGTH or waveforms.size == 0:
+        raise UserError(f"the clips {list(waveforms.shape)} to fit the codec on are no batch of frames of {HOP_LENGTH}")
+    if np.abs(waveforms).max() < _SILENCE:
+        raise UserError("the clips to fit the codec on are silent: give clips with sound in them")
+
+
+def _optimizer(steps: int) -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, _LEARNING_RATE, min(_WARMUP_STEPS, steps - 1), steps, 0.03 * _LEARNING_RATE
+    )
+    # Three Newton-Schulz steps are as good here as the usual five, and cheaper.
+    return optax.chain(optax.clip_by_global_norm(1.0), contrib.muon(schedule, ns_steps=3, adam_b2=0.99))
+
+
+def _empty_codebooks(params: Params, config: CodecConfig) -> Codebooks:
+    shape = (config.num_codebooks, config.codebook_size, params["encoder"][-1]["bias"].shape[0])
+    return Codebooks(jnp.zeros(shape), jnp.zeros(shape[:2]), jnp.zeros(shape))
+
+
+def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int, power: float):
+    """Several optimiser steps in one call; with and without codes by one compiled program, which costs seconds."""
+
+    def step(waveforms: jax.Array, state: FitState, inputs: tuple[jax.Array, jax.Array]):
+        key, quantized = inputs
+        crop_key, noise_key = jax.random.split(key)
+        target = _random_crops(crop_key, waveforms, crop_frames)
+        loss_function = functools.partial(_loss, state.books.entries, target, noise_key, quantized, power)
+        (loss, (codes, residuals)), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        num_codebooks, *_, latent_dim = residuals.shape
+        books = update_codebooks(
+            state.books,
+            codes.reshape(-1, num_codebooks),
+            residuals.reshape(num_codebooks, -1, latent_dim),
+            _EMA_DECAY,
+        )
+        return FitState(optax.apply_updates(state.params, updates), optimizer_state, books), loss
+
+    @jax.jit
+    def advance(state: FitState, keys: jax.Array, quantized: jax.Array, waveforms: jax.Array):
+        return jax.lax.scan(functools.partial(step, waveforms), state, (keys, quantized))
+
+    return advance
+
+
+def _random_crops(key: jax.Array, waveforms: jax.Array, frames: int) -> jax.Array:
+    clip_key, frame_key = jax.random.split(key)
+    clips = jax.random.randint(clip_key, (_BATCH,), 0, len(waveforms))
+    starts = jax.random.randint(frame_key, (_BATCH,), 0, waveforms.shape[1] // HOP_LENGTH - frames + 1)
+
+    def crop(clip: jax.Array, start: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(waveforms, (clip, start * HOP_LENGTH), (1, frames * HOP_LENGTH))[0]
+
+    return jax.vmap(crop)(clips, starts)
+
+
+def _loss(
+    entries: jax.Array, target: jax.Array, key: jax.Array, quantized: jax.Array, power: float, params: Params
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Reconstruction and commitment, with the codes and residuals that the codebooks learn from."""
+    latents = embed(params, target)
+    fixed = jax.lax.stop_gradient(latents)
+    nearest, codes, residuals = quantize(entries, fixed)
+    scale = (fixed**2).mean()
+    noisy = fixed + _NOISE * jnp.sqrt(scale) * jax.random.normal(key, fixed.shape)
+    # Straight through: the decoder gets the codes (or the noise), the encoder the decoder's gradient.
+    decoded = synthesize(params, latents + jnp.where(quantized > 0, nearest, noisy) - fixed)
+    commitment = quantized * ((latents - nearest) ** 2).mean() / (scale + 1e-9)
+    return _reconstruction_loss(target, decoded, power) + _COMMITMENT * commitment, (codes, residuals)
+
+
+def _reconstruction_loss(target: jax.Array, decoded: jax.Array, power: float) -> jax.Array:
+    """Multi-resolution STFT loss (Yamamoto et al. 2020, "Parallel WaveGAN"), and a little of the waveform itself."""
+    loss = _WAVEFORM * ((target - decoded) ** 2).mean() / power
+    for window, hop in _STFTS:
+        if window > target.shape[-1]:
+            continue
+        truth, guess = _stft_magnitudes(target, window, hop), _stft_magnitudes(decoded, window, hop)
+        difference = jnp.log(truth + _SPECTRAL_FLOOR) - jnp.log(guess + _SPECTRAL_FLOOR)
+        convergence = jnp.sqrt(((truth - guess) ** 2).sum() + 1e-9) / jnp.sqrt((truth**2).sum() + 1e-6)
+        loss += _LOG_SPECTRUM * jnp.abs(difference).mean() + convergence
+    return loss
+
+
+def _stft_magnitudes(waveform: jax.Array, window: int, hop: int) -> jax.Array:
+    """[B, T, bins], 1 for a sine of full scale."""
+    starts = np.arange(0, waveform.shape[-1] - window + 1, hop)
+    segments = waveform[:, starts[:, None] + np.arange(window)] * np.hanning(window).astype(np.float32)
+    spectrum = jnp.fft.rfft(segments, axis=-1)
+    # Not jnp.abs, whose gradient is not defined at zero, where silence is.
+    return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9) / (window / 2)
+
+
+def _sounding_latents(params: Params, waveforms: np.ndarray, seed: int) -> np.ndarray:
+    """Latents [n, Z] of frames that sound: silence is most of a clip and would draw most of the entries."""
+    clips = waveforms[:_KMEANS_CLIPS]
+    compiled = jax.jit(embed)
+    latents = np.concatenate([np.asarray(compiled(params, clips[i : i + 16])) for i in range(0, len(clips), 16)])
+    sounding = np.abs(clips).reshape(len(clips), -1, HOP_LENGTH).max(axis=-1) > _SILENCE
+    points = latents[sounding]
+    order = np.random.default_rng(seed).permutation(len(points))[:_KMEANS_FRAMES]
+    return points[order]
+
+
+def _calibrated(state: FitState, waveforms: np.ndarray) -> FittedCodec:
+    """The codec with the gain that restores the level: a log-spectral loss settles a little below it."""
+    entries = np.asarray(state.books.entries)
+    clips = waveforms[:_GAIN_CLIPS]
+    plain = FittedCodec(state.params, entries, gain=1.0)
+    decoded = plain.decode(plain.encode(clips))
+    gain = float(np.sqrt((clips.astype(np.float64) ** 2).sum() / max((decoded.astype(np.float64) ** 2).sum(), 1e-9)))
+    return FittedCodec(state.params, entries, gain)
