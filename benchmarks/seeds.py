@@ -42,6 +42,7 @@ SUITES = {
     "loop3-neither": Suite("--data.rhythm loop --dynamics.max-mask-rate 0 --dynamics.splice-probability 0", 3),
 }
 
+
 def train(name: str, suite: Suite, seed: int, output: Path, extra: list[str]) -> dict:
     """Train and evaluate one run in its own process; returns its eval.json with the wall time added."""
     workdir = output / name / str(seed)

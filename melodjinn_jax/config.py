@@ -121,7 +121,9 @@ class DynamicsConfig:
     max_mask_rate: float = 1.0
     """Each clip hides whole frames of its context at a rate drawn from U(0, max_mask_rate)."""
     splice_probability: float = 0.5
-    """How often another clip's past stands before this clip's future."""
+    """Share of clips that are cut into pieces, each taken from another clip."""
+    splice_frames: float = 12.0
+    """Mean length of the pieces."""
     action_dropout: float = 0.1
     """Share of clips trained with the null action."""
 

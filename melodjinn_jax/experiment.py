@@ -32,7 +32,9 @@ def load_experiment(path: str) -> Config:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"--config {path}: cannot be run ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise UserError(
+            f"--config {path}: cannot be run ({type(error).__name__}: {' '.join(str(error).split())})"
+        ) from error
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config {path}: it defines no get_config()")
     config = module.get_config()

@@ -99,6 +99,7 @@ def _dynamics(config: Config) -> Checks:
     dynamics = config.dynamics
     yield from _at_least(dynamics, "dynamics", 1, "num_heads", "num_layers", "window")
     yield from _heads("dynamics", dynamics.dim, dynamics.num_heads)
+    yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
 
 

@@ -120,21 +120,23 @@ def test_alignment_gives_each_frame_of_a_block_the_action_into_it(stride, blocks
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]))
 @settings(max_examples=20, deadline=None)
-def test_splice_joins_another_past_to_this_future_and_leaves_the_cut_out(seed, stride):
-    B, blocks = 4, 6
-    codes = jnp.broadcast_to(jnp.arange(B)[:, None, None], (B, blocks * stride, 2))
-    actions = jnp.broadcast_to(jnp.arange(B)[:, None], (B, blocks - 1))
-    spliced, moved, weights = (np.asarray(x) for x in splice(codes, actions, stride, 0.7, jax.random.key(seed)))
-    for clip in range(B):
-        foreign = spliced[clip, :, 0] != clip
-        cut = int(foreign.sum())
-        assert cut % stride == 0
-        assert np.all(foreign[:cut])
-        assert np.all(spliced[clip, :cut] == (clip - 1) % B)
-        # The action into the first block of this clip's future is this clip's own.
-        assert np.all((moved[clip] != clip) == (np.arange(1, blocks) < cut // stride))
-        left_out = np.flatnonzero(weights[clip] == 0)
-        assert left_out.tolist() == (list(range(cut, cut + stride)) if cut else [])
+def test_spliced_pieces_keep_their_time_and_actions_and_cuts_are_left_out(seed, stride):
+    B, blocks = 4, 12
+    clip_and_frame = 100 * jnp.arange(B)[:, None] + jnp.arange(blocks * stride)
+    codes = jnp.broadcast_to(clip_and_frame[..., None], (B, blocks * stride, 2))
+    actions = 100 * jnp.arange(B)[:, None] + jnp.arange(blocks - 1)
+    spliced, moved, weights = (np.asarray(x) for x in splice(codes, actions, stride, 0.7, 3.0, jax.random.key(seed)))
+    np.testing.assert_array_equal(
+        spliced[..., 0] % 100, np.broadcast_to(np.arange(blocks * stride), (B, blocks * stride))
+    )
+    by_block = spliced[:, ::stride, 0] // 100
+    np.testing.assert_array_equal(np.repeat(by_block, stride, axis=1), spliced[..., 0] // 100)
+    # The action into a block comes from the clip that the block comes from.
+    np.testing.assert_array_equal(moved // 100, by_block[:, 1:])
+    np.testing.assert_array_equal(moved % 100, np.broadcast_to(np.arange(blocks - 1), moved.shape))
+    cuts = np.pad(np.diff(by_block, axis=1) != 0, ((0, 0), (1, 0)))
+    np.testing.assert_array_equal(weights == 0, np.repeat(cuts, stride, axis=1))
+    np.testing.assert_array_equal(by_block[:, 0], np.arange(B))
 
 
 def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs):

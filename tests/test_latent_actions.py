@@ -162,17 +162,19 @@ def test_collapse_credits_the_first_of_repeats(keys, frames):
 def test_codes_of_one_drum_become_one_key_and_inaudible_ones_noop(rng):
     bands = np.eye(3, 9)
     # Codes 1 and 2 are one drum early and late, 3 another drum, 4 hardly audible, 5 the tail of drum 3 and, where
-    # that has not just sounded, its late start.
-    sounds = {1: bands[0], 2: 0.9 * bands[0], 3: bands[1], 4: 0.02 * bands[2]}
+    # that has not just sounded, its late start; 6 heralds drum 3.
+    sounds = {1: bands[0], 2: 0.9 * bands[0], 3: bands[1], 4: 0.02 * bands[2], 6: 0.6 * bands[2]}
     codes = np.zeros((20, 60), np.int64)
     rise = np.zeros((20, 60, 9))
     for clip in range(20):
         for start in range(2, 55, 6):
-            code = int(rng.integers(1, 6))
+            code = int(rng.integers(1, 7))
             if code == 5:
                 codes[clip, start], rise[clip, start] = 5, bands[1]
             else:
                 codes[clip, start], rise[clip, start] = code, sounds[code]
+            if code == 6:
+                codes[clip, start + 1], rise[clip, start + 1] = 3, bands[1]
             if code == 3:
                 codes[clip, start + 1 : start + 3] = 5
     effects = Effects(rise, np.sqrt(rise))

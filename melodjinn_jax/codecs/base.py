@@ -104,7 +104,8 @@ def read_codec_files(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray
 
 def _to_files(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
+    # In the order of their names, so that a codec read back is saved as the same bytes.
+    np.savez(buffer, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
     content = buffer.getvalue()
     return {HEADER_FILE: _header_file(header, content), ARRAYS_FILE: content}
 

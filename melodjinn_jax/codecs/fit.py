@@ -25,10 +25,9 @@ _LEARNING_RATE = 2e-2
 _WARMUP_STEPS = 20
 _CONTINUOUS_SHARE = 0.4  # of the steps come before the codebooks
 _STEPS_PER_CALL = 50
-_NOISE = 0.1  # of the latents' level, where codes will be: the decoder learns not to trust the last digit
 _EMA_DECAY = 0.95
 _COMMITMENT = 0.25
-_WAVEFORM = 0.1
+_WAVEFORM = 0.3  # less lets bass come out upside down; more costs what is above it
 _LOG_SPECTRUM = 2.0
 _STFTS = ((1024, 512), (256, 128), (64, 32))  # windows and hops: the longest hears pitch, the shortest attacks
 _SPECTRAL_FLOOR = 6e-4  # of full scale, -64 dB: what is softer need not be right
@@ -66,10 +65,9 @@ def fit_codec(
     optimizer = _optimizer(config.steps)
     crop = min(_CROP_FRAMES, waveforms.shape[1] // HOP_LENGTH)
     advance = _compiled_steps(optimizer, crop, float(waveforms.var()))
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    keys = jax.random.split(step_key, config.steps)
+    crops = _draw_crops(waveforms.shape, crop, config)
     on_device = jnp.asarray(waveforms)
-    params = initial_params(init_key)
+    params = initial_params(jax.random.key(config.seed))
     state = FitState(params, optimizer.init(params), _empty_codebooks(params, config))
     for start in range(0, config.steps, per_call):
         if start == continuous:
@@ -77,7 +75,7 @@ def fit_codec(
             books = initial_codebooks(latents, config.num_codebooks, config.codebook_size, config.seed)
             state = state._replace(books=books)
         quantized = jnp.full(per_call, float(start >= continuous))
-        state, losses = advance(state, keys[start : start + per_call], quantized, on_device)
+        state, losses = advance(state, crops[start : start + per_call], quantized, on_device)
         if start + per_call in (continuous, config.steps):
             kind = "without" if start < continuous else "with"
             progress(f"codec: step {start + per_call} of {config.steps}, loss {float(losses.mean()):.2f} {kind} codes")
@@ -114,10 +112,9 @@ def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int, p
     """Several optimiser steps in one call; with and without codes by one compiled program, which costs seconds."""
 
     def step(waveforms: jax.Array, state: FitState, inputs: tuple[jax.Array, jax.Array]):
-        key, quantized = inputs
-        crop_key, noise_key = jax.random.split(key)
-        target = _random_crops(crop_key, waveforms, crop_frames)
-        loss_function = functools.partial(_loss, state.books.entries, target, noise_key, quantized, power)
+        crops, quantized = inputs
+        target = jax.vmap(lambda crop: jax.lax.dynamic_slice(waveforms, crop, (1, crop_frames * HOP_LENGTH))[0])(crops)
+        loss_function = functools.partial(_loss, state.books.entries, target, quantized, power)
         (loss, (codes, residuals)), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         num_codebooks, *_, latent_dim = residuals.shape
@@ -130,35 +127,30 @@ def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int, p
         return FitState(optax.apply_updates(state.params, updates), optimizer_state, books), loss
 
     @jax.jit
-    def advance(state: FitState, keys: jax.Array, quantized: jax.Array, waveforms: jax.Array):
-        return jax.lax.scan(functools.partial(step, waveforms), state, (keys, quantized))
+    def advance(state: FitState, crops: jax.Array, quantized: jax.Array, waveforms: jax.Array):
+        return jax.lax.scan(functools.partial(step, waveforms), state, (crops, quantized))
 
     return advance
 
 
-def _random_crops(key: jax.Array, waveforms: jax.Array, frames: int) -> jax.Array:
-    clip_key, frame_key = jax.random.split(key)
-    clips = jax.random.randint(clip_key, (_BATCH,), 0, len(waveforms))
-    starts = jax.random.randint(frame_key, (_BATCH,), 0, waveforms.shape[1] // HOP_LENGTH - frames + 1)
-
-    def crop(clip: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(waveforms, (clip, start * HOP_LENGTH), (1, frames * HOP_LENGTH))[0]
-
-    return jax.vmap(crop)(clips, starts)
+def _draw_crops(shape: tuple[int, ...], frames: int, config: CodecConfig) -> np.ndarray:
+    """Clip and first sample of every crop of the fit, int32 [steps, batch, 2]."""
+    rng = np.random.default_rng(config.seed)
+    size = (config.steps, _BATCH)
+    starts = HOP_LENGTH * rng.integers(shape[1] // HOP_LENGTH - frames + 1, size=size)
+    return np.stack([rng.integers(shape[0], size=size), starts], axis=-1).astype(np.int32)
 
 
 def _loss(
-    entries: jax.Array, target: jax.Array, key: jax.Array, quantized: jax.Array, power: float, params: Params
+    entries: jax.Array, target: jax.Array, quantized: jax.Array, power: float, params: Params
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Reconstruction and commitment, with the codes and residuals that the codebooks learn from."""
     latents = embed(params, target)
     fixed = jax.lax.stop_gradient(latents)
     nearest, codes, residuals = quantize(entries, fixed)
-    scale = (fixed**2).mean()
-    noisy = fixed + _NOISE * jnp.sqrt(scale) * jax.random.normal(key, fixed.shape)
-    # Straight through: the decoder gets the codes (or the noise), the encoder the decoder's gradient.
-    decoded = synthesize(params, latents + jnp.where(quantized > 0, nearest, noisy) - fixed)
-    commitment = quantized * ((latents - nearest) ** 2).mean() / (scale + 1e-9)
+    # Straight through: the decoder gets the codes' latents, the encoder the decoder's gradient.
+    decoded = synthesize(params, latents + quantized * (nearest - fixed))
+    commitment = quantized * ((latents - nearest) ** 2).mean() / ((fixed**2).mean() + 1e-9)
     return _reconstruction_loss(target, decoded, power) + _COMMITMENT * commitment, (codes, residuals)
 
 

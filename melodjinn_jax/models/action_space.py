@@ -16,7 +16,6 @@ import numpy as np
 from melodjinn_jax.config import LatentActionConfig
 
 
-
 @dataclass(frozen=True)
 class ActionSpace:
     """The frozen meaning of actions; checkpoints, datasets and files of actions carry its digest."""
@@ -78,9 +77,11 @@ def merge_codes(
 ) -> np.ndarray:
     """Key of every code, from the effects of the codes on unlabelled clips.
 
-    Strong codes found the keys, weaker ones join the key most like them but never move it. A code that is weak on the
-    whole may yet be the first sign of something that began late in its block, and elsewhere the tail of the same: it
-    joins the key it is like if it is strong where that key has not just sounded (repeats are collapsed anyway).
+    Strong codes found the keys, weaker ones join the key most like them but never move it. Two kinds of codes need a
+    second look. A code after whose block the sound rises still more is a herald: of something that began at the very
+    end of its block, too late to be told from other things; the action that counts is the next one. And a code that
+    is weak on the whole may be the tail of a key in most places and its late start in others: it joins that key if
+    it is strong where the key has not just sounded (repeats are collapsed anyway).
 
     Args:
       codes: int [B, N - 1] of the clips that `effects` was measured on.
@@ -98,8 +99,9 @@ def merge_codes(
     key_of_code = np.zeros(num_codes, np.int64)
     founders: list[np.ndarray] = []
     founder_strengths: list[float] = []
-    by_strength = [int(code) for code in np.argsort(-strengths, kind="stable") if code != noop_code]
-    for code in by_strength:
+    for code in np.argsort(-strengths, kind="stable"):
+        if code == noop_code or effects.strength(_shift(codes == code, 1)) > strengths[code]:
+            continue
         key, likeness = _most_alike(founders, effects.direction(codes == code))
         if strengths[code] <= floor:
             fresh = (codes == code) & ~_sounded_before(
@@ -127,9 +129,12 @@ def _most_alike(founders: list[np.ndarray], direction: np.ndarray) -> tuple[int,
 
 def _sounded_before(sounded: np.ndarray, frames: int) -> np.ndarray:
     """Whether any of the `frames` actions before is true: bool [B, n] to the same."""
-    padded = np.pad(sounded, ((0, 0), (max(1, frames), 0)))
-    shifted = [padded[:, max(1, frames) - i : padded.shape[1] - i] for i in range(1, max(1, frames) + 1)]
-    return np.any(shifted, axis=0)
+    return np.any([_shift(sounded, distance) for distance in range(1, max(1, frames) + 1)], axis=0)
+
+
+def _shift(chosen: np.ndarray, distance: int) -> np.ndarray:
+    """The actions that come `distance` after the chosen ones: bool [B, n] to the same."""
+    return np.pad(chosen, ((0, 0), (distance, 0)))[:, : chosen.shape[1]]
 
 
 def collapse_repeats(keys: jax.Array, frames: int) -> jax.Array:

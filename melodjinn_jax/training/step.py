@@ -61,33 +61,38 @@ def bottleneck(
     return quantized, config.commitment_weight * commitment, {"commitment": commitment}, codes
 
 
-def splice(codes: jax.Array, actions: jax.Array, stride: int, probability: float, key: jax.Array):
-    """Put the past of another clip before the future of some clips.
+def splice(
+    codes: jax.Array, actions: jax.Array, stride: int, probability: float, mean_blocks: float, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cut some clips into pieces and take every piece from another clip, tokens and actions.
 
-    In a predictable rhythm the past says one thing and the action never contradicts it; a spliced clip does.
+    In a predictable rhythm the past says it all and no action ever contradicts it; nor does the rhythm ever stop. In
+    a spliced clip both happen, with no label needed.
 
     Args:
       codes: int [B, F, Q].
       actions: [B, N - 1, ...], indices or embeddings.
       stride: frames per block.
-      probability: of a splice, per clip.
+      probability: of being spliced, per clip.
+      mean_blocks: mean length of the pieces.
       key: random key.
 
     Returns:
-      codes, actions, and the loss weights float32 [B, F]: zero in the block at the cut, which nothing can predict.
+      codes, actions, and the loss weights float32 [B, F]: zero in the block after each cut, which nothing can predict.
     """
     B, F, _ = codes.shape
     blocks = F // stride
     key_cut, key_choice = jax.random.split(key)
-    cut = jax.random.randint(key_cut, (B,), 1, blocks)
-    cut = jnp.where(jax.random.bernoulli(key_choice, probability, (B,)), cut, 0)[:, None]
-    block_of_frame = jnp.arange(F) // stride
-    from_other = (block_of_frame < cut)[..., None]
-    # Action i leads into block i + 1: up to the block before the cut it is the other clip's.
-    other_action = (jnp.arange(blocks - 1) + 1 < cut).reshape(B, blocks - 1, *([1] * (actions.ndim - 2)))
-    codes = jnp.where(from_other, jnp.roll(codes, 1, axis=0), codes)
-    actions = jnp.where(other_action, jnp.roll(actions, 1, axis=0), actions)
-    return codes, actions, 1.0 - ((block_of_frame == cut) & (cut > 0))
+    chosen = jax.random.bernoulli(key_choice, probability, (B, 1))
+    cuts = jax.random.bernoulli(key_cut, 1 / mean_blocks, (B, blocks)) & chosen
+    cuts = cuts.at[:, 0].set(False)
+    # Batches are shuffled, so the neighbours in the batch are as good as any other clips.
+    source = (jnp.arange(B)[:, None] + jnp.cumsum(cuts, axis=1)) % B
+    frames = jnp.arange(F)
+    codes = codes[jnp.repeat(source, stride, axis=1), frames]
+    # Action i leads into block i + 1 and comes with it.
+    actions = actions[source[:, 1:], jnp.arange(blocks - 1)]
+    return codes, actions, 1.0 - jnp.repeat(cuts, stride, axis=1)
 
 
 def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
@@ -108,7 +113,8 @@ def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Ar
     null = model.null_action if actions.ndim == 2 else model.embed_action(jnp.asarray(model.null_action))
     dropped = jax.random.bernoulli(key_drop, config.action_dropout, (B, 1) + (1,) * (actions.ndim - 2))
     actions = jnp.where(dropped, null, actions)
-    codes, actions, weights = splice(codes, actions, stride, config.splice_probability, key_splice)
+    mean_blocks = max(2.0, config.splice_frames / stride)
+    codes, actions, weights = splice(codes, actions, stride, config.splice_probability, mean_blocks, key_splice)
     rate = config.max_mask_rate * jax.random.uniform(key_rate, (B, 1))
     hidden = jax.random.uniform(key_mask, (B, F)) < rate
     losses = optax.softmax_cross_entropy_with_integer_labels(model(codes, actions, hidden), codes)
