@@ -12,7 +12,7 @@ from melodjinn_jax.config import DynamicsConfig, LatentActionConfig
 from melodjinn_jax.live.generator import generate, sample
 from melodjinn_jax.models.dynamics import align_actions
 from melodjinn_jax.training.state import Models
-from melodjinn_jax.training.step import dynamics_loss, splice
+from melodjinn_jax.training.step import dynamics_loss, precedes_event, splice
 
 FRAMES = 24
 
@@ -137,6 +137,16 @@ def test_spliced_pieces_keep_their_time_and_actions_and_cuts_are_left_out(seed, 
     cuts = np.pad(np.diff(by_block, axis=1) != 0, ((0, 0), (1, 0)))
     np.testing.assert_array_equal(weights == 0, np.repeat(cuts, stride, axis=1))
     np.testing.assert_array_equal(by_block[:, 0], np.arange(B))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.sampled_from([1, 2, 4]))
+@settings(max_examples=50, deadline=None)
+def test_the_frame_before_a_key_takes_effect_is_known(keys, stride):
+    frames = (len(keys) + 1) * stride
+    found = np.flatnonzero(precedes_event(jnp.asarray([keys]), frames, stride, 3)[0])
+    by_frame = np.asarray(align_actions(jnp.asarray([keys]), jnp.asarray(3), stride))[0]
+    expected = [f for f in range(frames - 1) if by_frame[f + 1] in (1, 2) and (f + 1) % stride == 0]
+    assert found.tolist() == expected
 
 
 def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs):

@@ -115,10 +115,25 @@ def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Ar
     actions = jnp.where(dropped, null, actions)
     mean_blocks = max(2.0, config.splice_frames / stride)
     codes, actions, weights = splice(codes, actions, stride, config.splice_probability, mean_blocks, key_splice)
+    if actions.ndim == 2:
+        weights *= 1.0 - precedes_event(actions, F, stride, model.null_action)
     rate = config.max_mask_rate * jax.random.uniform(key_rate, (B, 1))
     hidden = jax.random.uniform(key_mask, (B, F)) < rate
     losses = optax.softmax_cross_entropy_with_integer_labels(model(codes, actions, hidden), codes)
     return jnp.sum(losses.mean(axis=-1) * weights) / jnp.sum(weights)
+
+
+def precedes_event(actions: jax.Array, frames: int, stride: int, null_action: int) -> jax.Array:
+    """Frames just before a block into which a key leads: bool [B, F], from keys int [B, N - 1].
+
+    A hit at the very end of a frame is labelled in the next, so its first samples stand under NOOP. A model that
+    learns to produce them there begins hits that nobody asked for: wherever the rhythm lets it expect one. Left out
+    of the loss, they are never learnt, and a hit begins where its key is pressed.
+    """
+    is_event = (actions != 0) & (actions != null_action)
+    ends_block = jnp.arange(frames) % stride == stride - 1
+    into_next = jnp.repeat(jnp.pad(is_event, ((0, 0), (0, 1))), stride, axis=1)[:, :frames]
+    return into_next & ends_block
 
 
 def lam_loss(
