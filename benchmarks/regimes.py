@@ -9,6 +9,7 @@ all the same, control and success as in the README.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -75,11 +76,7 @@ def count_flips(workdir: Path, dataset_path: Path) -> int:
                 parts = store.read_arrays(step, *LAM_PARTS, *CODEBOOK_PARTS)
                 codes = np.asarray(encode(jax.tree.map(jnp.asarray, parts), held_out["waveform"]))
                 majorities.append(majority_codes(codes, hits))
-    return sum(
-        a != b
-        for before, after in zip(majorities, majorities[1:], strict=False)
-        for a, b in zip(before, after, strict=True)
-    )
+    return sum(a != b for before, after in itertools.pairwise(majorities) for a, b in zip(before, after, strict=True))
 
 
 def majority_codes(codes: np.ndarray, hits: list) -> list[int]:

@@ -101,10 +101,8 @@ def main() -> int:
         suite = SUITES[name]
         seeds = range(arguments.first_seed, arguments.first_seed + (arguments.seeds or suite.seeds))
         with ThreadPoolExecutor(arguments.jobs) as pool:
-            runs = list(
-                pool.map(lambda s: train(name, suite, s, arguments.output, arguments.overrides), seeds)  # noqa: B023
-            )
-        show(name, runs)
+            jobs = [pool.submit(train, name, suite, seed, arguments.output, arguments.overrides) for seed in seeds]
+            show(name, [job.result() for job in jobs])
     return 0
 
 

@@ -240,7 +240,7 @@ class Config:
     dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
     phases: PhasesConfig = field(default_factory=PhasesConfig)
     lam_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    dynamics_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    dynamics_optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=4e-3))
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

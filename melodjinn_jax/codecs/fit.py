@@ -19,7 +19,7 @@ from melodjinn_jax.codecs.rvq import Codebooks, initial_codebooks, quantize, upd
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.errors import UserError
 
-_BATCH = 8
+_BATCH = 12
 _CROP_FRAMES = 24
 _LEARNING_RATE = 2e-2
 _WARMUP_STEPS = 20

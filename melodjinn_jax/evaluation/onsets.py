@@ -30,6 +30,7 @@ _FLOOR = 1e-3
 _SMOOTHING_HOPS = 3  # to each side: a hit between two hops shares its activation among neighbours
 _MIN_DISTANCE_HOPS = 9
 _MIN_GAIN = 0.2  # hits of half velocity are .2 or more even where tails cancel them; false ones stay below
+_MIN_SHARE = 0.4  # of a hit at the same time: a sound that a codec renders imperfectly leaks into other templates
 _CHUNK = 16
 
 
@@ -90,7 +91,8 @@ class OnsetDetector:
         """The onsets in each clip, in order of time.
 
         Hits in the last quarter frame of a clip can hardly be heard, and in its first frame they are hard to tell from
-        tails of hits before it: compare from frame 1 on. Tails alone give no onset.
+        tails of hits before it: compare from frame 1 on. Tails alone give no onset; nor does a hit that is 0.4 times as
+        strong as another within two frames, or less.
 
         Args:
           waveforms: float32 [B, F * H]; one compilation for each F, none for each B.
@@ -126,7 +128,12 @@ class OnsetDetector:
                 centre = activation[near] @ near / activation[near].sum()
                 onsets.append(Onset(float(centre / _HOPS_PER_FRAME), drum, float(gain[peak])))
                 gain[max(0, peak - _MIN_DISTANCE_HOPS) : peak + _MIN_DISTANCE_HOPS + 1] = 0
-        return sorted(onsets)
+        reach = _MIN_DISTANCE_HOPS / _HOPS_PER_FRAME
+        return sorted(
+            onset
+            for onset in onsets
+            if all(onset.gain >= _MIN_SHARE * o.gain for o in onsets if abs(o.frame - onset.frame) < reach)
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
