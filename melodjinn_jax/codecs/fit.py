@@ -64,9 +64,9 @@ def fit_codec(
     continuous = per_call * max(1, round(_CONTINUOUS_SHARE * config.steps / per_call))
     optimizer = _optimizer(config.steps)
     crop = min(_CROP_FRAMES, waveforms.shape[1] // HOP_LENGTH)
-    advance = _compiled_steps(optimizer, crop, float(waveforms.var()))
+    advance = _compiled_steps(optimizer, crop)
     crops = _draw_crops(waveforms.shape, crop, config)
-    on_device = jnp.asarray(waveforms)
+    on_device, power = jnp.asarray(waveforms), jnp.float32(waveforms.var())
     params = initial_params(jax.random.key(config.seed))
     state = FitState(params, optimizer.init(params), _empty_codebooks(params, config))
     for start in range(0, config.steps, per_call):
@@ -75,7 +75,7 @@ def fit_codec(
             books = initial_codebooks(latents, config.num_codebooks, config.codebook_size, config.seed)
             state = state._replace(books=books)
         quantized = jnp.full(per_call, float(start >= continuous))
-        state, losses = advance(state, crops[start : start + per_call], quantized, on_device)
+        state, losses = advance(state, crops[start : start + per_call], quantized, on_device, power)
         if start + per_call in (continuous, config.steps):
             kind = "without" if start < continuous else "with"
             progress(f"codec: step {start + per_call} of {config.steps}, loss {float(losses.mean()):.2f} {kind} codes")
@@ -91,7 +91,7 @@ def _check(waveforms: np.ndarray, config: CodecConfig) -> None:
         raise UserError(f"codec.steps is {config.steps}: it must be at least 2")
     if waveforms.ndim != 2 or waveforms.shape[1] % HOP_LENGTH or waveforms.size == 0:
         raise UserError(f"the clips {list(waveforms.shape)} to fit the codec on are no batch of frames of {HOP_LENGTH}")
-    if np.abs(waveforms).max() < _SILENCE:
+    if np.abs(waveforms).max() <= _SILENCE:
         raise UserError("the clips to fit the codec on are silent: give clips with sound in them")
 
 
@@ -108,10 +108,10 @@ def _empty_codebooks(params: Params, config: CodecConfig) -> Codebooks:
     return Codebooks(jnp.zeros(shape), jnp.zeros(shape[:2]), jnp.zeros(shape))
 
 
-def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int, power: float):
+def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int):
     """Several optimiser steps in one call; with and without codes by one compiled program, which costs seconds."""
 
-    def step(waveforms: jax.Array, state: FitState, inputs: tuple[jax.Array, jax.Array]):
+    def step(waveforms: jax.Array, power: jax.Array, state: FitState, inputs: tuple[jax.Array, jax.Array]):
         crops, quantized = inputs
         target = jax.vmap(lambda crop: jax.lax.dynamic_slice(waveforms, crop, (1, crop_frames * HOP_LENGTH))[0])(crops)
         loss_function = functools.partial(_loss, state.books.entries, target, quantized, power)
@@ -127,8 +127,8 @@ def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int, p
         return FitState(optax.apply_updates(state.params, updates), optimizer_state, books), loss
 
     @jax.jit
-    def advance(state: FitState, crops: jax.Array, quantized: jax.Array, waveforms: jax.Array):
-        return jax.lax.scan(functools.partial(step, waveforms), state, (crops, quantized))
+    def advance(state: FitState, crops: jax.Array, quantized: jax.Array, waveforms: jax.Array, power: jax.Array):
+        return jax.lax.scan(functools.partial(step, waveforms, power), state, (crops, quantized))
 
     return advance
 
@@ -142,7 +142,7 @@ def _draw_crops(shape: tuple[int, ...], frames: int, config: CodecConfig) -> np.
 
 
 def _loss(
-    entries: jax.Array, target: jax.Array, quantized: jax.Array, power: float, params: Params
+    entries: jax.Array, target: jax.Array, quantized: jax.Array, power: jax.Array, params: Params
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Reconstruction and commitment, with the codes and residuals that the codebooks learn from."""
     latents = embed(params, target)
@@ -154,7 +154,7 @@ def _loss(
     return _reconstruction_loss(target, decoded, power) + _COMMITMENT * commitment, (codes, residuals)
 
 
-def _reconstruction_loss(target: jax.Array, decoded: jax.Array, power: float) -> jax.Array:
+def _reconstruction_loss(target: jax.Array, decoded: jax.Array, power: jax.Array) -> jax.Array:
     """Multi-resolution STFT loss (Yamamoto et al. 2020, "Parallel WaveGAN"), and a little of the waveform itself."""
     loss = _WAVEFORM * ((target - decoded) ** 2).mean() / power
     for window, hop in _STFTS:
@@ -178,7 +178,7 @@ def _stft_magnitudes(waveform: jax.Array, window: int, hop: int) -> jax.Array:
 
 def _sounding_latents(params: Params, waveforms: np.ndarray, seed: int) -> np.ndarray:
     """Latents [n, Z] of frames that sound: silence is most of a clip and would draw most of the entries."""
-    clips = waveforms[:_KMEANS_CLIPS]
+    clips = waveforms[np.abs(waveforms).max(axis=1) > _SILENCE][:_KMEANS_CLIPS]
     compiled = jax.jit(embed)
     latents = np.concatenate([np.asarray(compiled(params, clips[i : i + 16])) for i in range(0, len(clips), 16)])
     sounding = np.abs(clips).reshape(len(clips), -1, HOP_LENGTH).max(axis=-1) > _SILENCE
@@ -190,7 +190,7 @@ def _sounding_latents(params: Params, waveforms: np.ndarray, seed: int) -> np.nd
 def _calibrated(state: FitState, waveforms: np.ndarray) -> FittedCodec:
     """The codec with the gain that restores the level: a log-spectral loss settles a little below it."""
     entries = np.asarray(state.books.entries)
-    clips = waveforms[:_GAIN_CLIPS]
+    clips = waveforms[np.abs(waveforms).max(axis=1) > _SILENCE][:_GAIN_CLIPS]
     plain = FittedCodec(state.params, entries, gain=1.0)
     decoded = plain.decode(plain.encode(clips))
     gain = float(np.sqrt((clips.astype(np.float64) ** 2).sum() / max((decoded.astype(np.float64) ** 2).sum(), 1e-9)))
