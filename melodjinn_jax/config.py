@@ -100,7 +100,7 @@ class LatentActionConfig:
     """What trains the LAM: its own decoder's reconstruction, or (decoder-free) the dynamics model's cross entropy."""
     merge_cosine: float = 0.93
     """Codes whose effects on the sound have a cosine above this become one key."""
-    noop_threshold: float = 0.25
+    noop_threshold: float = 0.32
     """A code whose effect is below this share of the median strong effect is NOOP."""
     collapse_frames: int = 2
     """A key repeated within this many actions is credited to the first; 0 keeps repeats."""
