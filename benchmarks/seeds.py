@@ -2,8 +2,8 @@
 
     python benchmarks/seeds.py --suite random3 --seeds 10
 
-Every run draws its own world (`data.seed`), codec and models, and is evaluated on its fresh test clips. `--list` shows
-the suites. Finished runs are kept in --output and not trained again.
+Every run draws its own world (`data.seed`), codec and models, and is evaluated on its fresh test clips. Finished
+runs are kept in --output and not trained again.
 """
 
 import argparse

@@ -77,7 +77,8 @@ def merge_codes(
 ) -> np.ndarray:
     """Key of every code, from the effects of the codes on unlabelled clips.
 
-    Strong codes found the keys, weaker ones join the key most like them but never move it. Two kinds of codes need a
+    Strong codes found the keys, weaker ones join the key most like them, or the one that most of their occurrences
+    follow at once, but never move it. Two kinds of codes need a
     second look. A code after whose block the sound rises still more is a herald: of something that began at the very
     end of its block, too late to be told from other things; the action that counts is the next one. And a code that
     is weak on the whole may be the tail of a key in most places and its late start in others: it joins that key if
@@ -114,6 +115,8 @@ def merge_codes(
                 key_of_code[code] = key
         elif likeness > config.merge_cosine:
             key_of_code[code] = key
+        elif predecessor := _usual_predecessor(codes, code, key_of_code, config.collapse_frames):
+            key_of_code[code] = predecessor
         else:
             founders.append(effects.direction(codes == code))
             founder_strengths.append(strengths[code])
@@ -125,6 +128,15 @@ def _most_alike(founders: list[np.ndarray], direction: np.ndarray) -> tuple[int,
     """The key whose founder is most like a direction, and their cosine; (0, -1) without founders."""
     likeness = [float(founder @ direction) for founder in founders]
     return (1 + int(np.argmax(likeness)), max(likeness)) if likeness else (0, -1.0)
+
+
+def _usual_predecessor(codes: np.ndarray, code: int, key_of_code: np.ndarray, frames: int) -> int:
+    """The key that sounds within `frames` actions before most occurrences of a code; 0 if there is none."""
+    keys = key_of_code[codes]
+    for key in range(1, int(key_of_code.max()) + 1):
+        if _sounded_before(keys == key, frames)[codes == code].mean() > 0.5:
+            return key
+    return 0
 
 
 def _sounded_before(sounded: np.ndarray, frames: int) -> np.ndarray:
