@@ -87,6 +87,8 @@ def main() -> int:
         if process.returncode not in (0, -number, 128 + number):
             print(said.decode())
             return 1
+        if process.returncode == 0:
+            continue
         kills += 1
         print(f"kill {kills}: {number.name} by {kind}, {steps_done(killed)} lines", flush=True)
     if process.returncode:

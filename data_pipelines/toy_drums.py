@@ -4,11 +4,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
-
 from melodjinn_jax.config import CodecConfig, DataConfig
 from melodjinn_jax.data.prepare import prepare_toy_drums
 from melodjinn_jax.errors import UserError, reports_user_errors
+from melodjinn_jax.experiment import command_line, parse_arguments
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Arguments:
 @reports_user_errors
 def main(args: list[str] | None = None) -> None:
     """Run the command with `args`, or those of the command line."""
-    arguments = tyro.cli(Arguments, args=args, prog="python -m data_pipelines.toy_drums")
+    argv = command_line() if args is None else args
+    arguments = parse_arguments(Arguments, argv, prog="python -m data_pipelines.toy_drums")
     if arguments.data.path:
         raise UserError("--data.path is not used here: name the folder to write with --output")
     dataset = prepare_toy_drums(arguments.data, arguments.codec, arguments.output)

@@ -2,7 +2,8 @@
 
 An experiment file builds a `Config` in `get_config()`; the command line overrides single fields
 (`--dynamics.num-layers 24`). All fields are part of a run's identity and may not change on resume,
-but for those of `RuntimeConfig`, which say how a run is carried out and not what it computes.
+but for those of `RuntimeConfig` and `EvaluationConfig`, which say how a run is carried out and measured and not what
+it computes.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ class DataConfig:
     """The toy drum world, or a DATASET that a pipeline wrote."""
 
     path: str = ""
-    """Folder of the DATASET; empty: WORKDIR/dataset. It is prepared there if it does not exist."""
+    """Folder of the drum world's DATASET; empty: WORKDIR/dataset. It is prepared there if it does not exist."""
     num_drums: int = 3
     """Number of synthetic drums, in the order kick, snare, hat, clap, tom (1 to 5)."""
     one_shots: str = ""
@@ -134,8 +135,6 @@ class PhasesConfig:
 
     discover_steps: int = 150
     """Steps of the continuous warm-up; 0 starts with a codebook at once."""
-    discover_attempts: int = 1
-    """Warm-ups tried from different random starts; the one with the least held-out error goes on."""
     dynamics_start: Literal["quantise", "frozen"] = "frozen"
     """The phase from which the dynamics model trains."""
     freeze: Literal["auto", "step", "never"] = "auto"

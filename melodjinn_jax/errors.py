@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 def reports_user_errors(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command's `main`: a `UserError` becomes one line on standard error and exit status 2."""
+    """Wrap a command's `main`: a `UserError` becomes one line on standard error and exit status 2, Ctrl-C 130."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -19,5 +19,8 @@ def reports_user_errors(main: Callable[..., int | None]) -> Callable[..., int]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return wrapped

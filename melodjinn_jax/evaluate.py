@@ -1,5 +1,6 @@
 """Evaluate a trained run: `python -m melodjinn_jax.evaluate --workdir DIR` writes eval.json, samples/, report.html."""
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass, field
@@ -9,15 +10,16 @@ import numpy as np
 
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.data.prepare import hits_of, load_one_shots
-from melodjinn_jax.errors import reports_user_errors
+from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector
 from melodjinn_jax.evaluation.report import write_report
 from melodjinn_jax.evaluation.samples import write_samples
 from melodjinn_jax.evaluation.suite import Evaluator, HeldOut
-from melodjinn_jax.experiment import command_line, parse_arguments
+from melodjinn_jax.experiment import command_line, parse_arguments, value_of
 from melodjinn_jax.training.run import Run, load_run, tune_process
 from melodjinn_jax.training.state import count_parameters
 from melodjinn_jax.training.workdir import load_config, write_atomically
+from melodjinn_jax.validation import check_config
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,11 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
         "parameters": {name: count_parameters(run.state[name]) for name in ("lam", "dynamics")},
         **measures,
     }
-    write_atomically(run.workdir.evaluation, (json.dumps(results, indent=2) + "\n").encode())
-    write_samples(run, example, results)
+    try:
+        write_atomically(run.workdir.evaluation, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+        write_samples(run, example, results)
+    except OSError as error:
+        raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
     write_report(run.workdir)
     return results
 
@@ -75,8 +80,14 @@ def load_held_out(run: Run, config: EvaluationConfig) -> HeldOut:
 @reports_user_errors
 def main() -> None:
     argv = command_line()
-    arguments = parse_arguments(EvaluateArguments, argv, prog="python -m melodjinn_jax.evaluate")
-    tune_process(load_config(arguments.workdir).runtime.compile_cache)
+    prog = "python -m melodjinn_jax.evaluate"
+    # The run's own settings are the defaults, so they must be known before the rest is parsed.
+    path = value_of(argv, "--workdir")
+    default = EvaluateArguments(path, load_config(path).evaluation) if path else None
+    arguments = parse_arguments(EvaluateArguments, argv, prog=prog, default=default)
+    config = dataclasses.replace(load_config(arguments.workdir), evaluation=arguments.evaluation)
+    check_config(config)
+    tune_process(config.runtime.compile_cache)
     results = evaluate_run(arguments.workdir, arguments.evaluation)
     print(json.dumps({name: value for name, value in results.items() if isinstance(value, (int, float, str, bool))}))
 

@@ -31,13 +31,13 @@ def load_experiment(path: str) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+        config = module.get_config() if callable(getattr(module, "get_config", None)) else None
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"--config {path}: cannot be run ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
     if not callable(getattr(module, "get_config", None)):
         raise UserError(f"--config {path}: it defines no get_config()")
-    config = module.get_config()
     if not isinstance(config, Config):
         raise UserError(f"--config {path}: get_config() must return a melodjinn_jax.config.Config")
     return config
@@ -63,7 +63,7 @@ def parse_train_arguments(argv: list[str]) -> TrainArguments:
       UserError: the experiment cannot be loaded, a flag or its value is not understood, or a value cannot work.
       SystemExit: help was asked for.
     """
-    path = _value_of(argv, "--config")
+    path = value_of(argv, "--config")
     default = load_experiment(path) if path else Config()
     arguments = parse_arguments(
         TrainArguments,
@@ -104,7 +104,7 @@ def _first_sentence(complaint: str) -> str:
     return f"{said} (perhaps you meant {suggested[0]})" if "Unrecognized" in said and suggested else said
 
 
-def _value_of(argv: list[str], flag: str) -> str | None:
+def value_of(argv: list[str], flag: str) -> str | None:
     """The value of a flag given as `--flag VALUE` or `--flag=VALUE`; the experiment must be known before the parser."""
     for index, argument in enumerate(argv):
         if argument == flag and index + 1 < len(argv):

@@ -32,7 +32,8 @@ def _share(owner: object, prefix: str, *fields: str) -> Checks:
 
 def _data(config: Config) -> Checks:
     data = config.data
-    yield config.seed < 0, f"seed is {config.seed}: it must not be negative"
+    for name, seed in (("seed", config.seed), ("data.seed", data.seed), ("codec.seed", config.codec.seed)):
+        yield not 0 <= seed < 2**31, f"{name} is {seed}: it must lie between 0 and 2^31 - 1"
     yield (
         not 1 <= data.num_drums <= len(DRUM_NAMES),
         f"data.num_drums is {data.num_drums}: it must lie between 1 and {len(DRUM_NAMES)}",
@@ -44,7 +45,8 @@ def _data(config: Config) -> Checks:
 
 def _codec(config: Config) -> Checks:
     codec = config.codec
-    yield from _at_least(codec, "codec", 1, "num_codebooks", "steps")
+    yield from _at_least(codec, "codec", 1, "num_codebooks")
+    yield from _at_least(codec, "codec", 2, "steps")
     yield (
         not 2 <= codec.codebook_size <= 65536,
         f"codec.codebook_size is {codec.codebook_size}: it must lie between 2 and 65536",
@@ -88,6 +90,16 @@ def _latent_actions(config: Config) -> Checks:
         "phases.discover_steps is 0: latent_actions.codebook_init clusters needs a warm-up, or set it to random",
     )
     yield from _share(actions, "latent_actions", "ema_decay", "merge_cosine")
+    yield from _at_least(
+        actions,
+        "latent_actions",
+        0,
+        "kl_weight",
+        "commitment_weight",
+        "cluster_radius",
+        "noop_threshold",
+        "collapse_frames",
+    )
 
 
 def _heads(prefix: str, dim: int, heads: int) -> Checks:
@@ -142,7 +154,20 @@ def _optimizer(prefix: str, optimizer: OptimizerConfig) -> Checks:
 
 
 def _evaluation(config: Config) -> Checks:
-    evaluation = config.evaluation
+    evaluation, phases = config.evaluation, config.phases
+    last_lam_step = phases.freeze_deadline if phases.freeze != "never" else config.training.steps
+    starts = phases.discover_steps if phases.dynamics_start == "quantise" else last_lam_step
+    never_plays = config.latent_actions.gradient != "dynamics" and config.training.steps <= starts
+    yield (
+        config.runtime.evaluate and never_plays,
+        f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never play; "
+        "train longer, or set runtime.evaluate false",
+    )
+    yield (
+        config.runtime.evaluate and config.latent_actions.action_stride != 1,
+        f"latent_actions.action_stride is {config.latent_actions.action_stride}: the evaluation of drums knows only 1; "
+        "set runtime.evaluate false",
+    )
     yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
     yield from _at_least(evaluation, "evaluation", 0, "temperature")
     longest = max(evaluation.prompt_frames, evaluation.loop_prompt_frames)

@@ -74,6 +74,20 @@ REGIMES = {
 }
 
 
+def test_a_resumed_run_compiles_no_more_than_a_new_one(rng):
+    models = tiny_models()
+    machine = PhaseMachine(models, random_waveform(rng, 8, 48))
+    state, record = machine.start({}, False)
+    # A loaded state is bound to its device.
+    state = jax.device_put(state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    train_steps = {}
+    for step in range(1, 12):
+        train_step = train_steps.setdefault(record.phase, make_train_step(models, record.phase))
+        state, _ = train_step(state, batch_of(rng, models))
+        state, record = machine.advance(state, record, step)
+    assert [train_step._cache_size() for train_step in train_steps.values()] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 def test_each_regime_goes_through_its_phases_and_compiles_each_step_once(regime, rng):
     models = tiny_models(**REGIMES[regime])
@@ -229,6 +243,7 @@ def test_a_run_killed_three_times_is_bit_identical_to_one_that_was_not(experimen
                 break
             time.sleep(0.001)
         process.communicate()
+        assert process.returncode in (-number, 128 + number)
     done = train(experiment, workdir)
     assert done.returncode == 0, done.stderr
     assert lines(workdir) == lines(uninterrupted)
@@ -295,3 +310,71 @@ def test_a_learning_rate_that_explodes_stops_with_the_step_and_saves_nothing_bad
     assert done.returncode == 2, done.stderr
     assert re.search(r"error: step \d+: a loss or gradient is not finite", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="session")
+def evaluated(experiment, tmp_path_factory) -> Path:
+    """A tiny run under bfloat16, with its evaluation."""
+    workdir = tmp_path_factory.mktemp("runs") / "evaluated"
+    done = train(experiment, workdir, "--training.dtype", "bfloat16", "--runtime.evaluate", "true")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def run_command(name: str, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", f"melodjinn_jax.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_run_ends_with_its_evaluation_in_strict_json_a_report_and_samples(evaluated):
+    def refuse(constant):
+        raise ValueError(constant)
+
+    results = json.loads((evaluated / "eval.json").read_text(), parse_constant=refuse)
+    assert results["step"] == 12
+    assert results["phase"] == "frozen"
+    for scores in (results, results["sampled"]):
+        for name in ("generation_onset_f1", "control_accuracy", "all_keys_accuracy", "noop_clean_fraction"):
+            assert 0 <= scores[name] <= 1
+    assert (evaluated / "report.html").stat().st_size > 10_000
+    assert (evaluated / "samples" / "truth.wav").exists()
+
+
+def test_evaluating_by_hand_keeps_the_settings_of_the_run(evaluated):
+    before = json.loads((evaluated / "eval.json").read_text())
+    done = run_command("evaluate", "--workdir", str(evaluated))
+    assert done.returncode == 0, done.stderr
+    after = json.loads((evaluated / "eval.json").read_text())
+    timing = "generation_real_time_factor"
+    assert {k: v for k, v in before.items() if k != timing} == {k: v for k, v in after.items() if k != timing}
+
+
+def test_generate_plays_actions_and_those_of_a_recording_and_refuses_what_is_not_there(evaluated, tmp_path):
+    clip, again = tmp_path / "clip.wav", tmp_path / "again.wav"
+    done = run_command("generate", "--workdir", str(evaluated), "--actions", "0x30", "--out", str(clip))
+    assert done.returncode == 0, done.stderr
+    done = run_command("generate", "--workdir", str(evaluated), "--actions-from", str(clip), "--out", str(again))
+    assert done.returncode == 0, done.stderr
+    assert clip.stat().st_size == again.stat().st_size
+    for arguments, complaint in (
+        (("--actions", "0 99", "--out", str(clip)), "there is no key 99"),
+        (("--actions", "0x9", "--out", str(tmp_path / "no" / "clip.wav")), "clip.wav"),
+        (("--out", str(clip)), "--actions"),
+        (("--actions", "0", "--prompt", str(evaluated / "config.json"), "--out", str(clip)), "config.json"),
+    ):
+        done = run_command("generate", "--workdir", str(evaluated), *arguments)
+        assert done.returncode == 2
+        assert complaint in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_actions_of_a_long_recording_do_not_depend_on_its_pieces(evaluated, monkeypatch):
+    from melodjinn_jax.evaluation import actions
+    from melodjinn_jax.training.run import load_run
+
+    run = load_run(str(evaluated))
+    waveform = random_waveform(np.random.default_rng(0), 1, 150).reshape(-1) / np.float32(32768)
+    whole = actions.extract_actions(run, waveform)
+    assert len(whole) == 149
+    monkeypatch.setattr(actions, "PIECE_BLOCKS", 40)
+    np.testing.assert_array_equal(whole, actions.extract_actions(run, waveform))

@@ -3,13 +3,18 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from melodjinn_jax.data.audio import to_int16
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.training.run import Run
-from melodjinn_jax.training.step import encode_keys
+from melodjinn_jax.models.action_space import collapse_repeats
+from melodjinn_jax.models.latent_action import receptive_field
+from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
+from melodjinn_jax.training.step import encode_codes
 
 MAX_ACTIONS = 1_000_000
+PIECE_BLOCKS = 512
 
 
 def parse_actions(text: str, num_keys: int) -> np.ndarray:
@@ -51,9 +56,21 @@ def extract_actions(run: Run, waveform: np.ndarray) -> np.ndarray:
       run: with a frozen LAM.
       waveform: float32 [samples] at the codec's sample rate.
     """
-    block = run.codec.hop_length * run.action_space.stride
-    blocks = len(waveform) // block
-    samples = np.clip(np.round(waveform[: blocks * block] * 32768), -32768, 32767).astype(np.int16)
-    networks = {name: run.state[name] for name in ("lam", "codebook", "key_of_code", "feature_scale")}
-    encode = jax.jit(encode_keys, static_argnums=0)
-    return np.asarray(encode(run.models, networks, samples.reshape(1, -1, run.codec.hop_length)))[0]
+    hop, stride = run.codec.hop_length, run.action_space.stride
+    blocks = len(waveform) // (hop * stride)
+    patches = to_int16(waveform[: blocks * hop * stride]).reshape(1, blocks * stride, hop)
+    networks = {name: run.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}
+    encode = jax.jit(encode_codes, static_argnums=0)
+    # In pieces, because attention over a whole track would need memory by the square of its length. Each piece begins
+    # early enough that its codes are those of the whole track.
+    settled = receptive_field(run.config.latent_actions) + 2
+    codes = np.zeros((1, max(0, blocks - 1)), np.int64)
+    for start in range(0, max(0, blocks - 1), PIECE_BLOCKS):
+        first = max(0, start - settled)
+        piece = patches[:, first * stride : (start + PIECE_BLOCKS + 1) * stride]
+        length = (settled + PIECE_BLOCKS + 1) * stride
+        padded = np.pad(piece, ((0, 0), (0, length - piece.shape[1]), (0, 0)))
+        found = np.asarray(encode(run.models, networks, padded))[:, start - first :]
+        codes[:, start : start + PIECE_BLOCKS] = found[:, : codes[:, start : start + PIECE_BLOCKS].shape[1]]
+    keys = np.asarray(run.state["key_of_code"])[codes]
+    return np.asarray(collapse_repeats(jnp.asarray(keys), run.config.latent_actions.collapse_frames))[0]

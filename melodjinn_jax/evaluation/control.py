@@ -24,7 +24,7 @@ class Press:
 def plan_presses(
     keys: list[int], clips: int, frames: int, first_frame: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Press]]:
-    """Press keys at irregular moments, each key equally often in random order.
+    """Press keys at irregular moments, each key equally often in random order; without keys, press nothing.
 
     Returns:
       actions int [clips, frames - 1] and the presses in order of clip and frame.
@@ -32,7 +32,7 @@ def plan_presses(
     actions = np.zeros((clips, frames - 1), np.int64)
     presses: list[Press] = []
     deck: list[int] = []
-    for clip in range(clips):
+    for clip in range(clips if keys else 0):
         frame = first_frame + int(rng.integers(2, 6))
         while frame < frames - LAST_PRESS_MARGIN:
             if not deck:

@@ -152,7 +152,7 @@ def _shift(chosen: np.ndarray, distance: int) -> np.ndarray:
 def collapse_repeats(keys: jax.Array, frames: int) -> jax.Array:
     """Credit a key repeated within `frames` actions to the first: int [B, N - 1] to the same, repeats made NOOP."""
     keep = keys > 0
-    for distance in range(1, frames + 1):
-        earlier = jnp.pad(keys[:, :-distance], ((0, 0), (min(distance, keys.shape[1]), 0)))[:, : keys.shape[1]]
+    for distance in range(1, min(frames, keys.shape[1]) + 1):
+        earlier = jnp.pad(keys[:, :-distance], ((0, 0), (distance, 0)))
         keep &= earlier != keys
     return jnp.where(keep, keys, 0)

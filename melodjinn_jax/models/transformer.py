@@ -72,7 +72,7 @@ class Attention(nnx.Module):
         """Queries, keys and values [..., A, P] of x [..., D]; queries and keys normalised, not yet rotated."""
         heads = self.qkv(x).reshape(*x.shape[:-1], 3, self.num_heads, self.head_dim)
         q, k, v = heads[..., 0, :, :], heads[..., 1, :, :], heads[..., 2, :, :]
-        return self.query_norm(q).astype(x.dtype), self.key_norm(k).astype(x.dtype), v
+        return self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype), v
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         """Rotated queries [B, L, A, P] against keys and values [B, M, A, P] where mask [L, M] allows: [B, L, D]."""

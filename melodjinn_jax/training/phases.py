@@ -24,7 +24,7 @@ from melodjinn_jax.models.action_space import (
 )
 from melodjinn_jax.models.bottlenecks import read_off_codebook
 from melodjinn_jax.models.features import block_features, mel_features
-from melodjinn_jax.training.state import Models, Phase, State, initial_state, stream, with_dynamics
+from melodjinn_jax.training.state import Models, Phase, State, commit, initial_state, stream, with_dynamics
 from melodjinn_jax.training.step import encode_codes, scaled_features
 
 # A key rarer than this on the probe set says nothing about stability.
@@ -85,7 +85,7 @@ class PhaseMachine:
         self._look = jax.jit(self._look_at)
 
     def start(self, given: State, is_frozen: bool) -> tuple[State, PhaseRecord]:
-        """State and record of step 0.
+        """State and record of step 0, on the device.
 
         Args:
           given: parts of a state that another run brings instead of fresh ones.
@@ -93,17 +93,23 @@ class PhaseMachine:
         """
         features = block_features(self.probe, self.config.latent_actions, self.models.codec.sample_rate)
         state = initial_state(self.models, jnp.std(features)) | given
+        record = PhaseRecord(Phase.DISCOVER)
         if is_frozen:
             record = PhaseRecord(Phase.FROZEN, freeze_step=0, freeze_reason="given")
             del state["lam_opt"]
-            return with_dynamics(self.models, state, 0), record
-        if self.models.trains_jointly:
             state = with_dynamics(self.models, state, 0)
-        record = PhaseRecord(Phase.DISCOVER)
-        return self._quantise(state, record, 0) if self.config.phases.discover_steps == 0 else (state, record)
+        elif self.models.trains_jointly:
+            state = with_dynamics(self.models, state, 0)
+        if record.phase is Phase.DISCOVER and self.config.phases.discover_steps == 0:
+            state, record = self._quantise(state, record, 0)
+        return commit(state), record
 
     def advance(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
         """What follows after `step` steps are done: the same state and record, or the next phase's."""
+        after, later = self._advance(state, record, step)
+        return (state, record) if later is record else (commit(after), later)
+
+    def _advance(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
         phases = self.config.phases
         if record.phase is Phase.DISCOVER and step >= phases.discover_steps:
             return self._quantise(state, record, step)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from melodjinn_jax.codecs import Codec, load_codec, require_same_codec
-from melodjinn_jax.config import Config
+from melodjinn_jax.config import Config, LatentActionConfig
 from melodjinn_jax.data.dataset import Dataset, open_dataset
 from melodjinn_jax.data.prepare import prepare_toy_drums
 from melodjinn_jax.errors import UserError
@@ -61,8 +61,14 @@ def prepare_data(config: Config, workdir: WorkDir, progress: Callable[[str], Non
         shutil.copytree(dataset.codec_folder, unfinished)
         unfinished.rename(workdir.codec)
     codec = load_codec(workdir.codec)
-    require_same_codec(codec.digest, load_codec(dataset.codec_folder), f"the DATASET {dataset.path}")
+    check_codec(dataset, codec)
     return dataset, codec
+
+
+def check_codec(dataset: Dataset, codec: Codec) -> None:
+    """Raise `UserError` unless a DATASET, the codec in it and a run's codec are one."""
+    require_same_codec(dataset.info.codec_digest, load_codec(dataset.codec_folder), f"the DATASET {dataset.path}")
+    require_same_codec(dataset.info.codec_digest, codec, f"the DATASET {dataset.path}")
 
 
 def make_models(config: Config, codec: Codec) -> Models:
@@ -101,7 +107,7 @@ class Run:
     def open_dataset(self) -> Dataset:
         """The run's DATASET, checked to be of the run's codec."""
         dataset = open_dataset(dataset_path(self.config, self.workdir.path))
-        require_same_codec(self.codec.digest, load_codec(dataset.codec_folder), f"the DATASET {dataset.path}")
+        check_codec(dataset, self.codec)
         return dataset
 
 
@@ -153,7 +159,9 @@ def initial_parameters(source: str, models: Models, codec: Codec) -> tuple[State
     if part not in ("", "lam", "dynamics"):
         raise UserError(f"--init-from {source}: after the colon stands lam or dynamics, not {part}")
     workdir = WorkDir(path)
-    load_config(path)
+    theirs = load_config(path)
+    if part != "dynamics":
+        _check_same_meaning(source, theirs.latent_actions, models.config.latent_actions)
     with CheckpointStore(workdir.checkpoints) as store:
         checkpoint = store.latest()
         if checkpoint is None:
@@ -168,6 +176,16 @@ def initial_parameters(source: str, models: Models, codec: Codec) -> tuple[State
             require_same_codec(checkpoint.metadata["codec_digest"], codec, f"--init-from {source}")
     _check_fit(source, models, arrays)
     return arrays, frozen
+
+
+def _check_same_meaning(source: str, theirs: LatentActionConfig, ours: LatentActionConfig) -> None:
+    """What shapes do not tell: a LAM that sees other things, or other stretches of them, has other actions."""
+    for name in ("features", "action_stride", "window", "bottleneck", "fsq_levels"):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise UserError(
+                f"--init-from {source}: latent_actions.{name} is {getattr(theirs, name)} there and "
+                f"{getattr(ours, name)} in this run: choose the same"
+            )
 
 
 def _check_fit(source: str, models: Models, arrays: State) -> None:

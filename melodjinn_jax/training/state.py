@@ -134,6 +134,11 @@ def with_dynamics(models: Models, state: State, step: int) -> State:
     return {**state, "dynamics": params, "dynamics_opt": opt_state, "dynamics_start": jnp.int32(step)}
 
 
+def commit(state: State) -> State:
+    """The state with every array bound to the device, as a loaded one is: else the step would compile for both."""
+    return jax.device_put(state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+
+
 def abstract_state(models: Models, parts: list[str]) -> State:
     """Shapes of the named parts of a state, for loading them."""
     data, actions = models.config.data, models.config.latent_actions

@@ -125,6 +125,10 @@ class WorkDir:
             _write_config(self.config, config)
             return ()
         saved = load_config(self.path)
+        if not self.checkpoints.exists() and not (self.path / "dataset").exists():
+            # Nothing has come of the run yet: it may have been refused for the very setting that is now mended.
+            _write_config(self.config, config)
+            return ()
         if differing := list(_differences(identity(saved), identity(config))):
             raise UserError(
                 f"--workdir {self.path} belongs to a run with other settings ({'; '.join(differing)}): "
