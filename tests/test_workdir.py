@@ -78,11 +78,23 @@ def test_config_is_read_back_equal(config):
             assert workdir.changes == ()
 
 
+def begin(path, config):
+    """A run of which something has come."""
+    WorkDir.create_or_open(path, config).close()
+    (path / "checkpoints").mkdir(exist_ok=True)
+
+
+def test_a_run_of_which_nothing_came_does_not_claim_its_work_directory(tmp_path):
+    WorkDir.create_or_open(tmp_path, Config()).close()
+    WorkDir.create_or_open(tmp_path, Config(seed=1)).close()
+    assert load_config(tmp_path) == Config(seed=1)
+
+
 @pytest.mark.parametrize("field", leaf_fields(), ids=".".join)
 def test_every_setting_is_either_identity_or_operational(tmp_path, field):
     old, dotted = Config(), ".".join(field)
     new = changed(old, field)
-    WorkDir.create_or_open(tmp_path, old).close()
+    begin(tmp_path, old)
     if field[0] in ("runtime", "evaluation"):
         with WorkDir.create_or_open(tmp_path, new) as workdir:
             assert len(workdir.changes) == 1
@@ -96,7 +108,7 @@ def test_every_setting_is_either_identity_or_operational(tmp_path, field):
 
 
 def test_all_differences_are_listed_with_both_values(tmp_path):
-    WorkDir.create_or_open(tmp_path, Config()).close()
+    begin(tmp_path, Config())
     new = replace(Config(seed=7), data=DataConfig(num_drums=5), runtime=RuntimeConfig(log_every=3))
     with pytest.raises(UserError, match=r"seed was 0 and is now 7; data\.num_drums was 3 and is now 5") as failure:
         WorkDir.create_or_open(tmp_path, new)
@@ -143,6 +155,7 @@ def test_two_trainers_never_share_a_work_directory(tmp_path):
         with pytest.raises(UserError, match="another process"):
             WorkDir.create_or_open(tmp_path, Config())
         assert load_config(tmp_path) == Config()  # reading is free
+    begin(tmp_path, Config())
     with pytest.raises(UserError, match="belongs to a run") as refusal:  # whose traceback keeps all locals alive
         WorkDir.create_or_open(tmp_path, Config(seed=1))
     assert refusal.tb is not None
