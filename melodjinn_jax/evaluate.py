@@ -38,6 +38,7 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
       UserError: the run cannot be loaded or the results cannot be written.
     """
     run = load_run(path)
+    print(f"evaluating step {run.step} on {config.clips} clips of the {config.split} split", file=sys.stderr)
     dataset = run.open_dataset()
     drums = load_one_shots(dataset)
     held_out = load_held_out(run, config)
@@ -61,6 +62,7 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
     write_report(run.workdir)
+    print(f"wrote {run.workdir.evaluation} and {run.workdir.report}", file=sys.stderr)
     return results
 
 

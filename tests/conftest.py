@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from melodjinn_jax.config import (
     Config,
@@ -16,6 +17,10 @@ from melodjinn_jax.config import (
     TrainingConfig,
 )
 from melodjinn_jax.training.state import CodecShape, Models
+
+# A shared machine may stall any example; what a test states must not depend on the clock.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 CODEC = CodecShape(sample_rate=24000, hop_length=320, num_codebooks=2, codebook_size=16)
 
