@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from melodjinn_jax.config import EvaluationConfig
+from melodjinn_jax.data.dataset import Dataset
 from melodjinn_jax.data.prepare import hits_of, load_one_shots
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector
@@ -16,7 +17,7 @@ from melodjinn_jax.evaluation.report import write_report
 from melodjinn_jax.evaluation.samples import write_samples
 from melodjinn_jax.evaluation.suite import Evaluator, HeldOut
 from melodjinn_jax.experiment import command_line, parse_arguments, value_of
-from melodjinn_jax.training.run import Run, load_run, tune_process
+from melodjinn_jax.training.run import load_run, tune_process
 from melodjinn_jax.training.state import count_parameters
 from melodjinn_jax.training.workdir import load_config, write_atomically
 from melodjinn_jax.validation import check_config
@@ -41,7 +42,7 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     print(f"evaluating step {run.step} on {config.clips} clips of the {config.split} split", file=sys.stderr)
     dataset = run.open_dataset()
     drums = load_one_shots(dataset)
-    held_out = load_held_out(run, config)
+    held_out = load_held_out(dataset, config)
     detector = OnsetDetector(drums.waveforms, run.codec.sample_rate, run.codec.hop_length)
     evaluator = Evaluator(run.models, run.state, run.codec, detector, config)
     measures, example = evaluator.run(held_out)
@@ -66,10 +67,10 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     return results
 
 
-def load_held_out(run: Run, config: EvaluationConfig) -> HeldOut:
+def load_held_out(dataset: Dataset, config: EvaluationConfig) -> HeldOut:
     """The first clips of the held-out split, cut to the length to evaluate."""
-    split = run.open_dataset().load_split(config.split, config.clips)
-    hop = run.codec.hop_length
+    split = dataset.load_split(config.split, config.clips)
+    hop = dataset.info.hop_length
     hits = [
         [Onset(hit.sample / hop, hit.drum, hit.gain) for hit in hits_of(truth) if hit.sample < config.frames * hop]
         for truth in split["ground_truth"]

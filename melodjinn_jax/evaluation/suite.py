@@ -15,6 +15,7 @@ from melodjinn_jax.evaluation.control import Press, plan_presses, score_presses,
 from melodjinn_jax.evaluation.labels import LabelScores, score_labels
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector, log_mel, match_onsets
 from melodjinn_jax.live.generator import generate
+from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS
 from melodjinn_jax.training.state import Models, State
 from melodjinn_jax.training.step import encode_codes, encode_keys
 
@@ -90,7 +91,7 @@ class Evaluator:
         return measures, {**example, "actions": keys[example["clip"]].tolist()}
 
     def _networks(self) -> State:
-        return {name: self.state[name] for name in ("lam", "codebook", "key_of_code", "feature_scale")}
+        return {name: self.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}
 
     def _succeeded(self, measures: dict[str, Any]) -> bool:
         reached = all(

@@ -101,13 +101,12 @@ def merge_codes(
     founders: list[np.ndarray] = []
     founder_strengths: list[float] = []
     for code in np.argsort(-strengths, kind="stable"):
-        if code == noop_code or effects.strength(_shift(codes == code, 1)) > strengths[code]:
+        chosen = codes == code
+        if code == noop_code or effects.strength(_shift(chosen, 1)) > strengths[code]:
             continue
-        key, likeness = _most_alike(founders, effects.direction(codes == code))
+        key, likeness = _most_alike(founders, effects.direction(chosen))
         if strengths[code] <= floor:
-            fresh = (codes == code) & ~_sounded_before(
-                (codes == code) | (key_of_code[codes] == key), config.collapse_frames
-            )
+            fresh = chosen & ~_sounded_before(chosen | (key_of_code[codes] == key), config.collapse_frames)
             key, likeness = _most_alike(founders, effects.direction(fresh))
             # As strong as a hit that starts in the middle of its frame, or it is not one.
             enough = max(floor, 0.5 * founder_strengths[key - 1]) if key else np.inf
@@ -118,7 +117,7 @@ def merge_codes(
         elif predecessor := _usual_predecessor(codes, code, key_of_code, config.collapse_frames):
             key_of_code[code] = predecessor
         else:
-            founders.append(effects.direction(codes == code))
+            founders.append(effects.direction(chosen))
             founder_strengths.append(strengths[code])
             key_of_code[code] = len(founders)
     return key_of_code
