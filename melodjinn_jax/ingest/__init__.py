@@ -1,0 +1,1 @@
+"""From audio files to a DATASET: plans, downloads, decoding, duplicates, splits, shards. Nothing else imports this."""
