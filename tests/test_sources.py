@@ -122,7 +122,7 @@ def test_files_that_are_something_else(tmp_path):
         read_mtg(file)
     with pytest.raises(UserError, match="not the metadata of MAESTRO"):
         maestro.read_plan(file)
-    with pytest.raises(UserError, match=r"holds no YYYY-MM-DD\.jsonl"):
+    with pytest.raises(UserError, match=r"no file named YYYY-MM-DD\.jsonl"):
         jamendo_maxcaps.read_plan(tmp_path, [])
     for read in (read_mtg, maestro.read_plan, lambda path: jamendo_maxcaps.read_plan(path, [])):
         with pytest.raises(UserError, match=r"nowhere\.csv cannot be read: No such file"):
