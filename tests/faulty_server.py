@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
     """Serves the files of `site`, with ranges and `If-Range`, unless a fault comes first."""
 
     protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body in one packet: sent apart, the second waits for the first one's acknowledgement
+    disable_nagle_algorithm = True  # else the body waits until the head is acknowledged
     site: Site
 
     def do_GET(self) -> None:
