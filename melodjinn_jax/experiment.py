@@ -96,11 +96,17 @@ def parse_arguments(kind: type[Arguments], argv: list[str], *, prog: str, defaul
 
 
 def _first_sentence(complaint: str) -> str:
-    """What tyro's panel says above its first rule, and the flag that it suggests."""
+    """What tyro's panel says above its first rule, and the flag that it suggests.
+
+    A terminal that cannot draw the panel gets its title on a line of its own with a rule below.
+    """
     lines = [line.strip(" │") for line in complaint.splitlines() if not line.startswith(("╭", "╰"))]
-    rule = next((index for index, line in enumerate(lines) if line.startswith("──")), len(lines))
-    said = " ".join(lines[:rule])
-    suggested = [line.split()[0] for line in lines[rule:] if line.startswith("--")]
+    lines = [line for line in lines if line]
+    rules = [index for index, line in enumerate(lines) if set(line) <= {"─", "-"}]
+    if rules[:1] == [1] and "╭" not in complaint:
+        lines, rules = lines[2:], [index - 2 for index in rules[1:]]
+    said = " ".join(lines[: rules[0]] if rules else lines)
+    suggested = [line.split()[0] for line in lines if re.match("--[a-z]", line)]
     return f"{said} (perhaps you meant {suggested[0]})" if "Unrecognized" in said and suggested else said
 
 

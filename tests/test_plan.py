@@ -103,7 +103,7 @@ def test_hash_splits_keep_to_the_fractions_and_to_themselves():
 
 @pytest.mark.parametrize("fractions", [Fractions(-0.1), Fractions(0.5, 0.5), Fractions(float("nan"))])
 def test_fractions_that_are_none(fractions):
-    with pytest.raises(UserError, match="--validation"):
+    with pytest.raises(UserError, match=r"--held-out\.validation"):
         assign_splits([], fractions)
 
 

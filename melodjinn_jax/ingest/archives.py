@@ -169,7 +169,7 @@ class OneZip:
         found["url"] = self._url
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            recorded = json.loads(file.read_text()) if file.exists() else found
+            recorded = _read_record(file)
             if recorded.keys() == found.keys() and recorded["url"] == self._url and recorded != found:
                 raise UserError(f"{self._url} is another archive than before: remove {file} to accept it")
             file.write_text(json.dumps(found))
@@ -182,3 +182,12 @@ class OneZip:
         except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             return f"damaged in the archive ({error})"
         return None if sha256 in (None, digest) else WRONG_CHECKSUM
+
+
+def _read_record(file: Path) -> dict[str, str | int | None]:
+    """What was recorded; nothing, if that cannot be read."""
+    try:
+        record = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        record = None
+    return record if isinstance(record, dict) else {}

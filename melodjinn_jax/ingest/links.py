@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.download import Expected, discard_part, download
 from melodjinn_jax.ingest.fetch import Fetched, lent, tidy
 from melodjinn_jax.ingest.track import Track
@@ -17,6 +18,8 @@ class Links:
     """Downloads every track from its address, `workers` at a time; at most that many files are on disk."""
 
     def __init__(self, address_of: Callable[[Track], str], folder: Path, *, workers: int = 4, retry: Retry = PATIENT):
+        if workers < 1:
+            raise UserError(f"--connections {workers}: it must be at least 1")
         self._address_of = address_of
         self._folder = folder
         self._workers = workers

@@ -87,7 +87,7 @@ def assign_splits(tracks: Iterable[Track], fractions: Fractions) -> tuple[Track,
     """
     if not (fractions.validation >= 0 and fractions.test >= 0 and fractions.validation + fractions.test < 1):
         raise UserError(
-            f"--validation {fractions.validation:g} and --test {fractions.test:g}: "
+            f"--held-out.validation {fractions.validation:g} and --held-out.test {fractions.test:g}: "
             "they must not be negative and leave something for training"
         )
     tracks = tuple(tracks)

@@ -12,9 +12,6 @@ from melodjinn_jax.ingest.rows import NOT_TEXT, clean, safe_id, seconds_of, text
 from melodjinn_jax.ingest.track import Plan, Track
 
 NAME = "jamendo_maxcaps"
-DOWNLOAD = "download"
-"""Key of the provenance that holds the address of the audio file."""
-
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\.jsonl")
 
 
@@ -29,6 +26,11 @@ def read_plan(metadata: Path, tags: Sequence[str]) -> Plan:
         for line in text_lines(file):
             _read_row(line, selection)
     return selection.plan()
+
+
+def download_address(track: Track) -> str:
+    """The address of a track's audio at Jamendo; "" if its row names none."""
+    return str(track.provenance["download"])
 
 
 def _day_files(metadata: Path) -> list[Path]:
@@ -95,5 +97,5 @@ def _provenance(row: dict[str, Any], tags: dict[str, list[str]]) -> dict[str, An
         "album": clean(row.get("album_id")),
         "tags": [tag for found in tags.values() for tag in found],
         "address": address,
-        DOWNLOAD: download,
+        "download": download,
     }
