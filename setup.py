@@ -23,6 +23,9 @@ setup(
         "array-record>=0.8.1",
         "tensorflow-datasets>=4.9.10",
         "importlib_resources",  # tensorflow-datasets imports it without declaring it
+        "requests>=2.32",
+        "huggingface_hub>=1.0",
+        "pyarrow>=17",
         "numpy>=2.0",
         "scipy>=1.14",
         "soundfile>=0.13",

@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.close_connection = True
         self.end_headers()
-        body = content if size is None else content[:size]
+        body = b"" if self.command == "HEAD" else content if size is None else content[:size]
         site.sent += len(body)
         with contextlib.suppress(OSError):
             self.wfile.write(body)

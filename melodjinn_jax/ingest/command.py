@@ -73,7 +73,7 @@ def run_source(kind: type[Source], argv: list[str] | None, *, prog: str) -> None
     plan = arguments.source.plan()
     planned = summary(plan, options.held_out)
     if target.plan or target.output is None:
-        print(json.dumps(planned, indent=2, ensure_ascii=False))
+        print(json.dumps(planned, indent=2))
         return
     print(f"{planned['tracks']} tracks, {planned['hours']:.1f} hours by the metadata", file=sys.stderr)
     downloads = target.downloads or target.output.with_name(f"{target.output.name}.downloads")

@@ -16,7 +16,12 @@ from typing import Any, TypeVar
 import huggingface_hub
 import pyarrow
 import pyarrow.parquet
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.download import file_sha256, writing
@@ -27,7 +32,7 @@ from melodjinn_jax.ingest.transport import PATIENT, Attempts, DownloadError, Ret
 _INDEX = "shards.jsonl"
 _BATCH = 8  # rows in memory at a time, of some megabytes each
 _BUFFER = 1 << 20  # bytes read at a time
-_BLOCK = 1 << 18  # bytes of a shard that are asked for at a time to see which ids it holds
+_BLOCK = 1 << 16  # bytes of a shard that are asked for at a time to see which ids it holds
 _PASSING = {408, 429}
 _REFUSED = {401, 403}
 
@@ -53,13 +58,14 @@ class HubShards:
         self._repository = repository
         self._revision = revision
         self._folder = folder
+        self._copy = folder / "hub"
         self._hub = huggingface_hub.HfApi(endpoint=endpoint)
         self._retry = retry
 
     def fetch(self, tracks: Sequence[Track]) -> Iterator[Fetched]:
         """The tracks, shard by shard. Raises `UserError` if there is no such dataset or no way to it."""
         wanted = {track.id: track for track in tracks}
-        damaged: dict[str, str] = {}
+        faults: dict[str, str] = {}
         commit = self._ask(lambda: self._hub.dataset_info(self._repository, revision=self._revision)).sha
         index = self._read_index()
         for shard in self._shards(commit):
@@ -70,11 +76,13 @@ class HubShards:
                 index[name] = self._ids(commit, shard)
                 self._note(name, index[name])
             if not wanted.keys().isdisjoint(index[name]):
-                yield from self._from_shard(commit, shard, wanted)
-                damaged |= dict.fromkeys(index[name], f"{shard.path}: {WRONG_CHECKSUM}")
+                try:
+                    yield from self._from_shard(commit, shard, wanted)
+                except DownloadError as error:
+                    faults |= dict.fromkeys(index[name], str(error))
         for track in wanted.values():
-            yield Fetched(track, None, damaged.get(track.id, f"no audio of it in {self._repository}"))
-        shutil.rmtree(self._folder / ".cache", ignore_errors=True)  # the client's notes on files that are gone
+            yield Fetched(track, None, faults.get(track.id, f"no audio of it in {self._repository}"))
+        shutil.rmtree(self._copy, ignore_errors=True)  # only the client's notes on files that are gone
         tidy(self._folder)
 
     def _shards(self, commit: str) -> list[Shard]:
@@ -98,20 +106,23 @@ class HubShards:
 
         def read() -> list[str]:
             files = huggingface_hub.HfFileSystem(endpoint=self._hub.endpoint)
-            with files.open(address, block_size=_BLOCK) as stream, _schema(shard):
-                paths = pyarrow.parquet.read_table(stream, columns=["audio.path"]).column("audio")
-                return [_id_of(row["path"]) for row in paths.to_pylist()]
+            with (
+                files.open(address, block_size=_BLOCK) as stream,
+                _schema(shard),
+                pyarrow.parquet.ParquetFile(stream) as parquet,
+            ):
+                rows = parquet.read(columns=["audio.path"]).column("audio")
+                return [_id_of(row["path"]) for row in rows.to_pylist() if row]
 
         return self._ask(read)
 
     def _from_shard(self, commit: str, shard: Shard, wanted: dict[str, Track]) -> Iterator[Fetched]:
-        """The wanted tracks of one shard, which is on disk meanwhile."""
-        held = self._folder / shard.path
-        with writing(held):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            right = self._bring(commit, shard) or self._bring(commit, shard)
-        with lent(held):
-            for name, sound in _rows(held, shard) if right else ():
+        """The wanted tracks of one shard, which is on disk meanwhile. Raises `DownloadError` if it does not come."""
+        with lent(self._copy / shard.path) as held:
+            with writing(held):
+                self._copy.mkdir(parents=True, exist_ok=True)
+                self._bring(commit, shard)
+            for name, sound in _rows(held, shard):
                 if (track := wanted.get(name)) is None:
                     continue
                 with lent(self._folder / f"{track.id}.mp3") as file:
@@ -120,19 +131,18 @@ class HubShards:
                     del wanted[name]
                     yield Fetched(track, file)
 
-    def _bring(self, commit: str, shard: Shard) -> bool:
-        """Download a shard; whether its size and checksum are right. If not, it is removed."""
-        file = self._ask(
-            lambda: Path(
-                self._hub.hf_hub_download(
-                    self._repository, shard.path, repo_type="dataset", revision=commit, local_dir=self._folder
-                )
+    def _bring(self, commit: str, shard: Shard) -> None:
+        """Download a shard, which must have the published size and checksum."""
+
+        def bring() -> None:
+            file = self._hub.hf_hub_download(
+                self._repository, shard.path, repo_type="dataset", revision=commit, local_dir=self._copy
             )
-        )
-        right = file.stat().st_size == shard.size and shard.sha256 in (None, file_sha256(file))
-        if not right:
-            file.unlink()
-        return right
+            if shard.sha256 not in (None, file_sha256(Path(file))):
+                Path(file).unlink()
+                raise TransientError(f"{shard.path}: {WRONG_CHECKSUM}")
+
+        self._ask(bring)
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """What the Hub answers, asked again while a failure may pass."""
@@ -146,13 +156,16 @@ class HubShards:
                 raise UserError(
                     f"the Hub has no dataset {self._repository} at revision {self._revision}, or not for you"
                 ) from error
+            except TransientError as failure:
+                attempts.failed(failure)
             except HfHubHTTPError as error:
                 attempts.failed(self._passing(error))
             # The client lets through the errors of whatever HTTP library it is built on.
             except Exception as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
-                attempts.failed(TransientError(_first_line(error), unreachable=True))
+                lost = isinstance(error, LocalEntryNotFoundError) or not isinstance(error, OSError)
+                attempts.failed(TransientError(_first_line(error), unreachable=lost))
 
     def _passing(self, error: HfHubHTTPError) -> TransientError:
         status = error.response.status_code
