@@ -164,7 +164,7 @@ def test_a_consumer_that_stops_leaves_no_files(site, folder):
     assert path is not None
     assert path.exists()
     iterator.close()
-    assert not path.exists()
+    assert not folder.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")

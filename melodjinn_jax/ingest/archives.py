@@ -15,7 +15,7 @@ import requests
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.download import Expected, download, writing
-from melodjinn_jax.ingest.fetch import WRONG_CHECKSUM, Fetched, lent, tidy
+from melodjinn_jax.ingest.fetch import WRONG_CHECKSUM, Fetched, lent, tidied
 from melodjinn_jax.ingest.remote import RemoteFile, Stream
 from melodjinn_jax.ingest.track import Track
 from melodjinn_jax.ingest.transport import CHUNK, PATIENT, Attempts, DownloadError, Retry, TransientError, request
@@ -42,10 +42,9 @@ class NumberedTars:
         by_tar: dict[str, dict[str, Track]] = {}
         for track in tracks:
             by_tar.setdefault(track.location.partition("/")[0], {})[track.location] = track
-        with requests.Session() as session:
+        with tidied(self._folder), requests.Session() as session:
             for number in sorted(by_tar):
                 yield from self._from_tar(session, self._address.format(number=number), by_tar[number])
-        tidy(self._folder)
 
     def _from_tar(self, session: requests.Session, url: str, wanted: dict[str, Track]) -> Iterator[Fetched]:
         """Read the tar, again after a lost connection, until every wanted track has come or there is no hope."""

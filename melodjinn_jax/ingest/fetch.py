@@ -70,7 +70,11 @@ def lent(file: Path) -> Iterator[Path]:
         file.unlink(missing_ok=True)
 
 
-def tidy(folder: Path) -> None:
-    """Remove the folder of downloads if nothing is left in it."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+@contextlib.contextmanager
+def tidied(folder: Path) -> Iterator[None]:
+    """In the end the folder of downloads is removed, if nothing is left in it."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.download import file_sha256, writing
-from melodjinn_jax.ingest.fetch import WRONG_CHECKSUM, Fetched, lent, tidy
+from melodjinn_jax.ingest.fetch import WRONG_CHECKSUM, Fetched, lent
 from melodjinn_jax.ingest.track import Track
 from melodjinn_jax.ingest.transport import PATIENT, Attempts, DownloadError, Retry, TransientError
 
@@ -83,7 +83,6 @@ class HubShards:
         for track in wanted.values():
             yield Fetched(track, None, faults.get(track.id, f"no audio of it in {self._repository}"))
         shutil.rmtree(self._copy, ignore_errors=True)  # only the client's notes on files that are gone
-        tidy(self._folder)
 
     def _shards(self, commit: str) -> list[Shard]:
         tree = self._ask(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.download import Expected, discard_part, download
-from melodjinn_jax.ingest.fetch import Fetched, lent, tidy
+from melodjinn_jax.ingest.fetch import Fetched, lent, tidied
 from melodjinn_jax.ingest.track import Track
 from melodjinn_jax.ingest.transport import PATIENT, DownloadError, Retry
 
@@ -29,7 +29,7 @@ class Links:
         """The tracks, in their order. What was under way when it stops is resumed the next time."""
         waiting = iter(tracks)
         running: deque[Future[Fetched]] = deque()
-        with ThreadPoolExecutor(self._workers) as pool:
+        with tidied(self._folder), ThreadPoolExecutor(self._workers) as pool:
             try:
                 while True:
                     while len(running) < self._workers and (track := next(waiting, None)) is not None:
@@ -41,7 +41,6 @@ class Links:
                         yield fetched
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
-        tidy(self._folder)
 
     def _file(self, track: Track) -> Path:
         return self._folder / f"{track.id}{Path(track.location).suffix}"
