@@ -142,9 +142,19 @@ def test_failures_that_pass_are_tried_again(site, file, code):
 def test_pauses_grow_and_follow_the_server(site, file, monkeypatch):
     pauses: list[float] = []
     monkeypatch.setattr("melodjinn_jax.ingest.transport.time.sleep", pauses.append)
-    site.faults["/a.mp3"] = [reset, reset, status(429, Retry_After="17"), status(503, Retry_After="9999"), reset]
+    site.faults["/a.mp3"] = [reset, reset, status(429, Retry_After="17"), status(503, Retry_After="60"), reset]
     download(f"{site.address}/a.mp3", file, EXPECTED)
     assert pauses == [1, 2, 17, 60, 16]
+
+
+def test_a_server_that_wants_to_be_left_alone_is_left_alone(site, file):
+    site.faults["/a.mp3"] = [status(503, Retry_After="9999")]
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1 asks to wait 9999 s .*run the same command again"):
+        download(f"{site.address}/a.mp3", file, EXPECTED)
+    site.faults["/a.mp3"] = [status(429)] * 9
+    with pytest.raises(UnreachableError, match=r"nothing comes from 127\.0\.0\.1 \(the server answers 429"):
+        fetch(site, file)
+    assert len(site.requests) == 1 + HASTY.attempts
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
@@ -200,7 +210,7 @@ def test_progress_makes_up_for_failures(site, file):
 def test_no_network_is_one_sentence(file):
     with serving() as gone:
         address = gone.address
-    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1 cannot be reached \(no connection\): check the network"):
+    with pytest.raises(UnreachableError, match=r"nothing comes from 127\.0\.0\.1 \(no connection\): check the network"):
         download(f"{address}/a.mp3", file, EXPECTED, HASTY)
     with pytest.raises(UnreachableError, match="its name is unknown here"):
         download("http://nowhere.invalid/a.mp3", file, EXPECTED, HASTY)
@@ -244,7 +254,7 @@ def test_any_bad_day_ends_with_the_file_or_without(site, tmp_path, faults, range
     site.faults["/a.mp3"] = list(faults)
     try:
         fetch(site, file)
-    except DownloadError:
+    except (DownloadError, UnreachableError):
         assert not file.exists()
         site.faults["/a.mp3"] = []
         fetch(site, file)

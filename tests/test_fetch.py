@@ -1,8 +1,10 @@
 """Fetchers: every track once, with the right bytes or a reason; little is downloaded, and nothing is left behind."""
 
+import contextlib
 import hashlib
 import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faulty_server import Site, cut, reset, serving, status, web_page
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.archives import NumberedTars, OneZip
@@ -153,7 +157,7 @@ def test_no_network_stops_every_fetcher(folder):
         Links(lambda track: f"{address}/{track.id}", folder, retry=HASTY),
     ]
     for fetcher in fetchers:
-        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1 cannot be reached"):
+        with pytest.raises(UnreachableError, match=r"nothing comes from 127\.0\.0\.1"):
             list(fetcher.fetch([track(1), track(2)]))
 
 
@@ -174,6 +178,45 @@ def test_no_space_while_extracting_is_one_sentence(site, folder):
     (folder / "track_350.mp3").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"no space left for .*track_350\.mp3: make room"):
         list(tars(site, folder).fetch([track(350)]))
+
+
+DAMAGE = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4)
+
+
+def damaged(content: bytes, damage: list[tuple[float, int]]) -> bytes:
+    """Some bytes are other ones; places below one half are within the first two kilobytes, where headers are."""
+    changed = bytearray(content)
+    for place, change in damage:
+        changed[int(2 * place * 2048) if place < 0.5 else int((2 * place - 1) * len(content))] ^= change
+    return bytes(changed)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=DAMAGE, ranges=st.booleans())
+def test_no_damage_to_a_tar_passes_unnoticed(site, tmp_path, damage, ranges):
+    site.ranges = ranges
+    site.files["/audio-50.tar"] = damaged(
+        tar_of({f"50/{n}50.mp3": sound(n * 100 + 50, 3000) for n in (3, 4, 5)}), damage
+    )
+    wanted = [track(n, sha256=sha256(sound(n, 3000))) for n in (350, 450, 550)]
+    for one in wanted:
+        found = bring(tars(site, tmp_path / "downloads"), [one], tmp_path / "downloads")[one.id]
+        assert isinstance(found, str) or found == sound(int(one.id[6:]), 3000)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=DAMAGE, at_end=st.booleans())
+def test_no_damage_to_a_zip_passes_unnoticed(site, tmp_path, damage, at_end):
+    content = zip_of({f"2018/{n}.wav": sound(n, 3000) for n in (1, 2, 3)})
+    turned = damaged(content[::-1], damage)[::-1] if at_end else damaged(content, damage)
+    folder = tmp_path / os.urandom(8).hex()
+    site.files["/m.zip"] = turned
+    with contextlib.suppress(UserError):
+        found = bring(
+            OneZip(f"{site.address}/m.zip", folder, retry=HASTY), [recording(2018, n) for n in (1, 2, 3)], folder
+        )
+        for number in (1, 2, 3):
+            assert isinstance(found[f"track_{number}"], str) or found[f"track_{number}"] == sound(number, 3000)
 
 
 RECORDINGS = [(2018, 1), (2018, 2), (2004, 3)]

@@ -164,13 +164,13 @@ class HubShards:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 lost = isinstance(error, LocalEntryNotFoundError) or not isinstance(error, OSError)
-                attempts.failed(TransientError(_first_line(error), unreachable=lost))
+                attempts.failed(TransientError(_first_line(error), whole_host=lost))
 
     def _passing(self, error: HfHubHTTPError) -> TransientError:
         status = error.response.status_code
         if status < 500 and status not in _PASSING:
             raise DownloadError(f"{self._repository}: {_first_line(error)}") from error
-        return TransientError(f"the Hub answers {status}")
+        return TransientError(f"the Hub answers {status}", whole_host=True)
 
     def _read_index(self) -> dict[str, list[str]]:
         """Ids by shard, as noted before; a line that was cut off is not used."""

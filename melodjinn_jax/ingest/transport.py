@@ -16,7 +16,8 @@ from melodjinn_jax.errors import UserError
 
 CHUNK = 1 << 18  # bytes
 _TIMEOUT = (20, 60)  # seconds to connect, and without a byte
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+_TOO_MANY = 429
+_PASSING = {408, 425, _TOO_MANY, 500, 502, 503, 504}
 _PROGRESS = 1 << 20  # bytes
 
 
@@ -25,17 +26,18 @@ class DownloadError(UserError):
 
 
 class UnreachableError(UserError):
-    """There is no way to a host: no other address there will do better."""
+    """Nothing comes from a host: no other address there will do better now."""
 
 
 class TransientError(Exception):
-    """A failure that may pass. Carries its reason and the seconds that the server asks to wait, if it does."""
+    """A failure that may pass."""
 
-    def __init__(self, reason: str, wait: float = 0.0, unreachable: bool = False):
+    def __init__(self, reason: str, wait: float = 0.0, whole_host: bool = False):
+        """`wait`: seconds that the server asks to wait; `whole_host`: other addresses there fail as this one does."""
         super().__init__(reason)
         self.reason = reason
         self.wait = wait
-        self.unreachable = unreachable
+        self.whole_host = whole_host
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Retry:
     first_wait: float = 1.0
     """Seconds before the second attempt; each later pause is twice as long."""
     longest_wait: float = 60.0
-    """Longest pause in seconds, also where the server asks for more."""
+    """Longest pause in seconds; a server that asks for more is left alone."""
 
 
 PATIENT = Retry()
@@ -71,15 +73,19 @@ class Attempts:
     def failed(self, failure: TransientError) -> None:
         """Wait before the next attempt. Raises `DownloadError`, or `UnreachableError`, if there were enough."""
         self._failures += 1
+        host = urlsplit(self._url).hostname
+        if failure.wait > self._retry.longest_wait:
+            raise UnreachableError(
+                f"{host} asks to wait {failure.wait:.0f} s ({failure.reason}): run the same command again after that"
+            ) from failure
         if self._failures >= self._retry.attempts:
-            if failure.unreachable:
-                host = urlsplit(self._url).hostname
+            if failure.whole_host:
                 raise UnreachableError(
-                    f"{host} cannot be reached ({failure.reason}): check the network, or give the audio with --input"
+                    f"nothing comes from {host} ({failure.reason}): "
+                    "check the network, try again later, or give the audio with --input"
                 ) from failure
             raise DownloadError(f"{self._url}: {failure.reason}") from failure
-        pause = max(self._retry.first_wait * 2 ** (self._failures - 1), failure.wait)
-        pause = min(pause, self._retry.longest_wait)
+        pause = min(max(self._retry.first_wait * 2 ** (self._failures - 1), failure.wait), self._retry.longest_wait)
         print(f"{self._url}: {failure.reason}, trying again in {pause:g} s", file=sys.stderr)
         time.sleep(pause)
 
@@ -99,7 +105,8 @@ def request(session: requests.Session, url: str, headers: dict[str, str]) -> Ite
     with response:
         status = response.status_code
         if status in _PASSING:
-            raise TransientError(f"the server answers {status} {response.reason}", _retry_after(response))
+            reason = f"the server answers {status} {response.reason}"
+            raise TransientError(reason, _retry_after(response), whole_host=status == _TOO_MANY)
         if status not in (200, 206, 416):
             raise DownloadError(f"{url}: the server answers {status} {response.reason}")
         if response.headers.get("Content-Type", "").startswith("text/html"):
@@ -110,9 +117,9 @@ def request(session: requests.Session, url: str, headers: dict[str, str]) -> Ite
 def _not_connected(error: requests.RequestException) -> TransientError:
     cause = getattr(error.args[0], "reason", None) if error.args else None
     if isinstance(cause, urllib3.exceptions.NameResolutionError):
-        return TransientError("its name is unknown here", unreachable=True)
+        return TransientError("its name is unknown here", whole_host=True)
     if isinstance(cause, urllib3.exceptions.NewConnectionError) or isinstance(error, requests.ConnectTimeout):
-        return TransientError("no connection", unreachable=True)
+        return TransientError("no connection", whole_host=True)
     late = isinstance(error, requests.Timeout)
     return TransientError("the server does not answer in time" if late else "connection lost")
 
