@@ -323,6 +323,16 @@ def test_links_come_in_order_a_few_at_a_time(site, folder):
     assert not folder.exists()
 
 
+def test_a_link_that_breaks_off_is_resumed_by_the_next_run(site, folder):
+    site.files["/1"] = sound(1)
+    site.faults["/1"] = [cut(20_000), *[reset] * 3]
+    links = Links(lambda one: f"{site.address}/1", folder, retry=HASTY)
+    assert "connection lost" in str(bring(links, [track(1)], folder)["track_1"])
+    assert bring(links, [track(1)], folder)["track_1"] == sound(1)
+    assert site.asked("/1")[-1] == "bytes=20000-"
+    assert not folder.exists()
+
+
 def test_a_local_folder_is_only_read(tmp_path):
     folder = tmp_path / "music"
     (folder / "50").mkdir(parents=True)

@@ -1,6 +1,7 @@
 """The commands of the sources: a plan is one JSON object and nothing else; a DATASET gets the plan and a fetcher."""
 
 import json
+import subprocess
 import sys
 import types
 from dataclasses import dataclass, field
@@ -102,6 +103,16 @@ def test_a_source_goes_all_the_way_to_its_audio(metadata, ingested, tmp_path):
         plan, fetcher, _, _ = ingested[0]
         found = bring(fetcher, list(plan.tracks), tmp_path / "out.downloads")
     assert found == {"track_0001950": sound(1950), "track_0001021": sound(1021)}
+
+
+def test_reading_and_fetching_need_no_framework():
+    script = (
+        "import sys\n"
+        "from data_pipelines import jamendo_maxcaps, maestro, mtg_jamendo\n"
+        "print(*sorted({'jax', 'tensorflow', 'torch'} & sys.modules.keys()))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert found.stdout.split() == []
 
 
 @pytest.mark.parametrize(

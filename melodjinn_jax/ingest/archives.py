@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -22,6 +23,9 @@ from melodjinn_jax.ingest.transport import CHUNK, PATIENT, Attempts, DownloadErr
 
 _BUFFER = 1 << 13
 _RECORD = "archive.json"
+# What Python's readers raise for archives that are damaged.
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+_BAD_TAR = (tarfile.TarError, ValueError)
 
 
 class NumberedTars:
@@ -59,7 +63,7 @@ class NumberedTars:
             except DownloadError as error:
                 reason = str(error)
                 break
-            except tarfile.TarError as error:
+            except _BAD_TAR as error:
                 reason = f"{url}: a damaged tar ({error})"
                 break
         for track in wanted.values():
@@ -157,7 +161,7 @@ class OneZip:
             self._check_record(sha256=download(self._url, source, Expected(self._sha256), self._retry))
         try:
             archive = zipfile.ZipFile(source)
-        except zipfile.BadZipFile as error:
+        except _BAD_ZIP as error:
             raise UserError(f"{self._url} is not a zip archive: give another address") from error
         with archive:
             yield archive
@@ -178,7 +182,7 @@ class OneZip:
         try:
             with archive.open(member) as source:
                 digest = _write(source, file)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except _BAD_ZIP as error:
             return f"damaged in the archive ({error})"
         return None if sha256 in (None, digest) else WRONG_CHECKSUM
 

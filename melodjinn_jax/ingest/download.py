@@ -84,7 +84,7 @@ def download(url: str, file: Path, expected: Expected = ANYTHING, retry: Retry =
                     part.replace(file)
                     _state_of(file).unlink(missing_ok=True)
                     return digest
-                discard_part(file)
+                _discard_part(file)
                 mismatches += 1
                 if mismatches >= _MISMATCHES:
                     raise DownloadError(f"{url}: {complaint}")
@@ -97,7 +97,7 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def discard_part(file: Path) -> None:
+def _discard_part(file: Path) -> None:
     """Forget what has come of `file`."""
     _part_of(file).unlink(missing_ok=True)
     _state_of(file).unlink(missing_ok=True)
@@ -133,11 +133,11 @@ def _fetch_rest(session: requests.Session, url: str, file: Path, attempts: Attem
     headers = {"Range": f"bytes={start}-", "If-Range": str(state.version)} if state and start else {}
     with request(session, url, headers) as response:
         if response.status_code == 416:
-            discard_part(file)
+            _discard_part(file)
             raise TransientError("the server cannot go on where it stopped")
         if response.status_code == 206:
             if state is None or not _continues(response, state, start):
-                discard_part(file)
+                _discard_part(file)
                 raise TransientError("the server goes on elsewhere than it was asked")
         else:
             start, state = 0, _Part(url, validator(response), _length(response))

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.ingest.download import Expected, discard_part, download
+from melodjinn_jax.ingest.download import Expected, download
 from melodjinn_jax.ingest.fetch import Fetched, lent, tidied
 from melodjinn_jax.ingest.track import Track
 from melodjinn_jax.ingest.transport import PATIENT, DownloadError, Retry
@@ -26,7 +26,7 @@ class Links:
         self._retry = retry
 
     def fetch(self, tracks: Sequence[Track]) -> Iterator[Fetched]:
-        """The tracks, in their order. What was under way when it stops is resumed the next time."""
+        """The tracks, in their order. What did not come whole is resumed the next time."""
         waiting = iter(tracks)
         running: deque[Future[Fetched]] = deque()
         with tidied(self._folder), ThreadPoolExecutor(self._workers) as pool:
@@ -53,6 +53,5 @@ class Links:
         try:
             download(address, file, Expected(sha256=track.sha256, min_size=MIN_SIZE), self._retry)
         except DownloadError as error:
-            discard_part(file)
             return Fetched(track, None, str(error))
         return Fetched(track, file)
