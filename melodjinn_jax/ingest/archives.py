@@ -51,23 +51,26 @@ class NumberedTars:
                 yield from self._from_tar(session, self._address.format(number=number), by_tar[number])
 
     def _from_tar(self, session: requests.Session, url: str, wanted: dict[str, Track]) -> Iterator[Fetched]:
-        """Read the tar, again after a lost connection, until every wanted track has come or there is no hope."""
-        attempts, reason = Attempts(url, self._retry), f"not in {url}"
-        while True:
-            try:
-                try:
-                    yield from self._read_through(session, url, wanted, attempts)
-                    break
-                except TransientError as failure:
-                    attempts.failed(failure)
-            except DownloadError as error:
-                reason = str(error)
-                break
-            except _BAD_TAR as error:
-                reason = f"{url}: a damaged tar ({error})"
-                break
+        """The tracks of one tar, and a reason for those that it does not give."""
+        reason = f"not in {url}"
+        try:
+            yield from self._read_patiently(session, url, wanted)
+        except DownloadError as error:
+            reason = str(error)
+        except _BAD_TAR as error:
+            reason = f"{url}: a damaged tar ({error})"
         for track in wanted.values():
             yield Fetched(track, None, reason)
+
+    def _read_patiently(self, session: requests.Session, url: str, wanted: dict[str, Track]) -> Iterator[Fetched]:
+        """Read the tar, again from its start after a failure that may pass."""
+        attempts = Attempts(url, self._retry)
+        while True:
+            try:
+                yield from self._read_through(session, url, wanted, attempts)
+                return
+            except TransientError as failure:
+                attempts.failed(failure)
 
     def _read_through(
         self, session: requests.Session, url: str, wanted: dict[str, Track], attempts: Attempts

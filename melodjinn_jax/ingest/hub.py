@@ -131,17 +131,17 @@ class HubShards:
                     yield Fetched(track, file)
 
     def _bring(self, commit: str, shard: Shard) -> None:
-        """Download a shard, which must have the published size and checksum."""
-
-        def bring() -> None:
-            file = self._hub.hf_hub_download(
-                self._repository, shard.path, repo_type="dataset", revision=commit, local_dir=self._copy
+        """Download a shard; a second time, if its checksum is not the published one."""
+        for _ in range(2):
+            file = self._ask(
+                lambda: self._hub.hf_hub_download(
+                    self._repository, shard.path, repo_type="dataset", revision=commit, local_dir=self._copy
+                )
             )
-            if shard.sha256 not in (None, file_sha256(Path(file))):
-                Path(file).unlink()
-                raise TransientError(f"{shard.path}: {WRONG_CHECKSUM}")
-
-        self._ask(bring)
+            if shard.sha256 in (None, file_sha256(Path(file))):
+                return
+            Path(file).unlink()
+        raise DownloadError(f"{shard.path}: {WRONG_CHECKSUM}")
 
     def _ask(self, question: Callable[[], Answer]) -> Answer:
         """What the Hub answers, asked again while a failure may pass."""
@@ -155,8 +155,6 @@ class HubShards:
                 raise UserError(
                     f"the Hub has no dataset {self._repository} at revision {self._revision}, or not for you"
                 ) from error
-            except TransientError as failure:
-                attempts.failed(failure)
             except HfHubHTTPError as error:
                 attempts.failed(self._passing(error))
             # The client lets through the errors of whatever HTTP library it is built on.

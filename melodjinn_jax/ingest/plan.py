@@ -62,9 +62,7 @@ def _perhaps(tag: str, known: Iterable[str]) -> str:
     for name in sorted(known):
         by_name.setdefault(name.rpartition("---")[2], name)
         by_name[name] = name
-    wanted = tag if any("---" in name for name in by_name) else tag.rpartition("---")[2]
-    near = difflib.get_close_matches(wanted, by_name, n=5)
-    near += difflib.get_close_matches(wanted.rpartition("---")[2], by_name, n=5)
+    near = [*difflib.get_close_matches(tag, by_name), *difflib.get_close_matches(tag.rpartition("---")[2], by_name)]
     names = list(dict.fromkeys(by_name[name] for name in near))[:3]
     return f" (perhaps you meant {' or '.join(names)})" if names else ": choose a tag of the metadata"
 

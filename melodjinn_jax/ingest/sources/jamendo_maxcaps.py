@@ -8,7 +8,7 @@ from typing import Any
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.plan import Selection
-from melodjinn_jax.ingest.rows import NOT_TEXT, clean, safe_id, seconds_of, text_lines
+from melodjinn_jax.ingest.rows import NOT_TEXT, clean, safe_id, seconds_of, text_lines, unreadable
 from melodjinn_jax.ingest.track import Plan, Track
 
 NAME = "jamendo_maxcaps"
@@ -36,7 +36,10 @@ def download_address(track: Track) -> str:
 def _day_files(metadata: Path) -> list[Path]:
     if not metadata.is_dir():
         return [metadata]
-    files = sorted(file for file in metadata.iterdir() if _DAY.fullmatch(file.name))
+    try:
+        files = sorted(file for file in metadata.iterdir() if _DAY.fullmatch(file.name))
+    except OSError as error:
+        raise unreadable(metadata, error) from error
     if not files:
         raise UserError(
             f"--metadata {metadata} holds no file named YYYY-MM-DD.jsonl: give the folder of JamendoMaxCaps"
