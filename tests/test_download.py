@@ -207,6 +207,14 @@ def test_progress_makes_up_for_failures(site, file):
     assert file.read_bytes() == content
 
 
+def test_coming_as_far_again_is_no_progress(site, file):
+    site.files["/a.mp3"], site.etag = bytes(5 << 20), None
+    site.faults["/a.mp3"] = [cut(3 << 20)] * 99
+    with pytest.raises(DownloadError, match="connection lost"):
+        fetch(site, file)
+    assert len(site.requests) == HASTY.attempts
+
+
 def test_no_network_is_one_sentence(file):
     with serving() as gone:
         address = gone.address

@@ -82,7 +82,7 @@ class NumberedTars:
                     continue
                 with lent(self._folder / f"{track.id}{Path(track.location).suffix}") as file:
                     right = any(_extract(tar, member, file, track.sha256) for _ in range(tries))
-                    attempts.gained(member.size)
+                    attempts.reached(member.offset_data + member.size)
                     del wanted[track.location]
                     yield Fetched(track, file) if right else Fetched(track, None, WRONG_CHECKSUM)
                 if not wanted:

@@ -146,7 +146,7 @@ def _fetch_rest(session: requests.Session, url: str, file: Path, attempts: Attem
             stream.seek(start)
             for chunk in body(response):
                 stream.write(chunk)
-                attempts.gained(len(chunk) if state.version else 0)
+                attempts.reached(stream.tell())
     if state.size is not None and part.stat().st_size != state.size:
         raise TransientError("connection lost before the end")
 

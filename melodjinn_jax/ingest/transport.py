@@ -62,13 +62,12 @@ class Attempts:
         self._url = url
         self._retry = retry
         self._failures = 0
-        self._gained = 0
+        self._mark = 0
 
-    def gained(self, size: int) -> None:
-        """Bytes that will not be asked for again; a megabyte of them makes up for the failures before."""
-        self._gained += size
-        if self._gained >= _PROGRESS:
-            self._failures = self._gained = 0
+    def reached(self, position: int) -> None:
+        """So many bytes of the file have come; a megabyte more than ever makes up for the failures before."""
+        if position >= self._mark + _PROGRESS:
+            self._failures, self._mark = 0, position
 
     def failed(self, failure: TransientError) -> None:
         """Wait before the next attempt. Raises `DownloadError`, or `UnreachableError`, if there were enough."""
