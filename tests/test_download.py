@@ -120,6 +120,26 @@ def test_a_part_longer_than_the_file_is_dropped(site, file):
     assert file.read_bytes() == CONTENT
 
 
+def test_a_part_that_is_whole_only_needs_its_place(site, file):
+    file.parent.mkdir()
+    file.with_name("a.mp3.part").write_bytes(CONTENT)
+    known = {"url": f"{site.address}/a.mp3", "version": '"one"', "size": len(CONTENT)}
+    file.with_name("a.mp3.part.json").write_text(json.dumps(known))
+    fetch(site, file)
+    assert site.requests == []
+    assert alone(file)
+
+
+def test_a_server_that_goes_on_elsewhere_is_not_believed(site, file):
+    def elsewhere(handler: Handler, content: bytes) -> None:
+        handler.answer(206, content[:50_000], {"Content-Range": f"bytes 0-49999/{len(content)}"})
+
+    site.faults["/a.mp3"] = [cut(100_000), elsewhere, cut(100_000), status(416)]
+    fetch(site, file)
+    assert file.read_bytes() == CONTENT
+    assert site.asked("/a.mp3") == [None, "bytes=100000-", None, "bytes=100000-", None]
+
+
 @pytest.mark.parametrize(
     "behaviour",
     [{"ranges": False}, {"etag": None}, {"etag": 'W/"weak"'}, {"length": False}, {"length": False, "etag": None}],

@@ -105,6 +105,23 @@ def test_a_source_goes_all_the_way_to_its_audio(metadata, ingested, tmp_path):
     assert found == {"track_0001950": sound(1950), "track_0001021": sound(1021)}
 
 
+def test_jamendo_tracks_come_from_their_own_addresses(metadata, ingested, tmp_path):
+    with serving() as site:
+        site.files["/1.mp3"] = sound(1)
+        rows = [jamendo_row(1, "techno", audiodownload=f"{site.address}/1.mp3"), jamendo_row(2, audiodownload=None)]
+        write_jsonl(metadata / "2008-01-01.jsonl", *rows)
+        assert jamendo_maxcaps.main(f"--metadata {metadata} --output {tmp_path}/out".split()) == 0
+        plan, fetcher, _, _ = ingested[0]
+        found = bring(fetcher, list(plan.tracks), tmp_path / "out.downloads", most=4)
+    assert found == {"1": sound(1), "2": "no address to download from"}
+
+
+def test_jamendo_tracks_come_out_of_shards_if_asked(metadata, ingested):
+    pytest.importorskip("huggingface_hub", reason="the client of the Hub is not installed")
+    assert jamendo_maxcaps.main(f"--metadata {metadata} --audio-from hub --output out".split()) == 0
+    assert type(ingested[0][1]).__name__ == "HubShards"
+
+
 def test_reading_and_fetching_need_no_framework():
     script = (
         "import sys\n"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.ingest import rows
 from melodjinn_jax.ingest.plan import OTHER_TAGS, SUPERSEDED
 from melodjinn_jax.ingest.rows import clean, safe_id, seconds_of
 from melodjinn_jax.ingest.sources import jamendo_maxcaps, maestro, mtg_jamendo
@@ -127,6 +128,8 @@ def test_files_that_are_something_else(tmp_path):
     for read in (read_mtg, maestro.read_plan, lambda path: jamendo_maxcaps.read_plan(path, [])):
         with pytest.raises(UserError, match=r"nowhere\.csv cannot be read: No such file"):
             read(tmp_path / "nowhere.csv")
+    with pytest.raises(UserError, match=r"nowhere\.json cannot be read: No such file"):
+        maestro.read_plan(tmp_path / "nowhere.json")
 
 
 def jamendo_row(number: int, *genres: str, **changes) -> dict:
@@ -258,6 +261,13 @@ def test_maestro_counts_rows_that_cannot_be_used(tmp_path):
         "row is not UTF-8 text": 1,
         "unreadable row": 1,
     }
+
+
+def test_a_line_without_end_is_one_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_LONGEST_LINE", 100)
+    file = tmp_path / "rows"
+    file.write_bytes(b"a\n" + b"b" * 1000 + b"\n" + b"c" * 99 + b"\n" + b"d" * 100 + b"\r\n" + b"e" * 100)
+    assert list(rows.text_lines(file)) == ["a", None, "c" * 99, None, "e" * 100]
 
 
 JSON = st.recursive(
