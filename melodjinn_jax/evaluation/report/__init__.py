@@ -3,6 +3,7 @@
 import importlib.resources
 from string import Template
 
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.report.files import RunFiles, read_files
 from melodjinn_jax.evaluation.report.headline import header, tiles
@@ -10,7 +11,7 @@ from melodjinn_jax.evaluation.report.markup import Html, join, tag
 from melodjinn_jax.evaluation.report.numbers import commands, confusion, numbers, settings
 from melodjinn_jax.evaluation.report.sound import control, listen, one_clip
 from melodjinn_jax.evaluation.report.training import training
-from melodjinn_jax.training.workdir import WorkDir, write_atomically
+from melodjinn_jax.training.workdir import WorkDir
 
 _TEMPLATE = "page.html.tmpl"
 
