@@ -16,6 +16,7 @@ _LAYER_3_KBPS = {
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
+_SEVERAL = ("several recordings", "a second one follows the first: split it")
 _OGG_PAGE_HEADER = 27
 _OGG_FIRST, _OGG_LAST = 2, 4
 
@@ -24,8 +25,8 @@ _OGG_FIRST, _OGG_LAST = 2, 4
 class Container:
     """What the container says."""
 
-    fault: str | None = None
-    """Why the file cannot be one whole recording; None if nothing speaks against it."""
+    fault: tuple[str, str] | None = None
+    """Why the file cannot be one whole recording, as kind and detail; None if nothing speaks against it."""
     seconds: float | None = None
     """Duration by its bytes, where these tell."""
 
@@ -46,37 +47,37 @@ def read_container(path: Path) -> Container:
     return Container()
 
 
-def _chunk_fault(path: Path, magic: bytes) -> str | None:
+def _chunk_fault(path: Path, magic: bytes) -> tuple[str, str] | None:
     """RIFF (WAV) and FORM (AIFF) state their size; a second one behind it is another recording."""
     stated = int.from_bytes(magic[4:8], "little" if magic[:4] == b"RIFF" else "big") + 8
     there = path.stat().st_size
     if not 12 <= stated < _UNKNOWN_SIZE:
         return None
     if there < stated - 1:  # some programs leave out the last padding byte
-        return f"it is cut off: {there} bytes of the {stated} that its header states"
+        return "incomplete", f"it is cut off at {there} bytes of the {stated} that its header states"
     with open(path, "rb") as file:
         file.seek(stated)
         follows = file.read(4)
-    return "a second recording follows the first: split it" if follows == magic[:4] else None
+    return _SEVERAL if follows == magic[:4] else None
 
 
-def _ogg_fault(path: Path) -> str | None:
+def _ogg_fault(path: Path) -> tuple[str, str] | None:
     """The last page of a stream is marked; a first page after it begins another stream."""
     sounding = ended = False
     size = path.stat().st_size
     with open(path, "rb") as file:
         while header := file.read(_OGG_PAGE_HEADER):
             if len(header) < _OGG_PAGE_HEADER or header[:4] != b"OggS":
-                return None if ended else "it is cut off or damaged between two Ogg pages"
+                return None if ended else ("incomplete", "it is cut off or damaged between two Ogg pages")
             lengths = file.read(header[26])
             file.seek(sum(lengths), os.SEEK_CUR)
             if len(lengths) < header[26] or file.tell() > size:
-                return "it is cut off within its last Ogg page"
+                return "incomplete", "it is cut off within its last Ogg page"
             if header[5] & _OGG_FIRST and sounding:
-                return "a second recording follows the first: split it"
+                return _SEVERAL
             sounding = sounding or not header[5] & _OGG_FIRST
             ended = bool(header[5] & _OGG_LAST)
-    return None if ended else "it is cut off: its last Ogg page is not marked as the last"
+    return None if ended else ("incomplete", "it is cut off: its last Ogg page is not marked as the last")
 
 
 def _read_mp3(data: bytes) -> Container:
@@ -92,7 +93,8 @@ def _read_mp3(data: bytes) -> Container:
     runs = [run for run in runs if run[1] >= _MIN_FRAMES]
     rates = list(dict.fromkeys(run[0] for run in runs))
     if len(rates) > 1:
-        return Container(fault=f"it changes its sample rate from {rates[0]} to {rates[1]} Hz on the way: split it")
+        change = f"the sample rate changes from {rates[0]} to {rates[1]} Hz on the way: split it"
+        return Container(fault=("several recordings", change))
     return Container(seconds=sum(run[2] for run in runs) / rates[0] if rates else None)
 
 

@@ -3,10 +3,14 @@
 A recording decodes whole or is refused with the reason; it is never shortened silently.
 """
 
+import contextlib
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import scipy.signal
@@ -27,7 +31,10 @@ _FILTER_REACH = 10  # periods of the lower rate on each side, the length that sc
 
 
 class RejectedError(Exception):
-    """A recording that cannot be used; its text is the reason, which names no file."""
+    """A recording that cannot be used. Its text is `kind: detail`, the kind one of a few, the detail without names."""
+
+    def __init__(self, kind: str, detail: str):
+        super().__init__(f"{kind}: {detail}")
 
 
 @dataclass(frozen=True)
@@ -48,22 +55,23 @@ def read_header(path: Path) -> Header:
     """Format, rate, channels, length and tags of a file. Raises `RejectedError` if it is no readable audio."""
     try:
         if not path.is_file():
-            raise RejectedError("it is not a file")
+            raise RejectedError("missing", "it is not a file")
         if path.stat().st_size == 0:
-            raise RejectedError("it is empty")
+            raise RejectedError("empty", "the file has no bytes")
         with soundfile.SoundFile(path) as file:
             frames = file.frames if 0 < file.frames < _UNKNOWN_FRAMES else None
-            tags = [getattr(file, name).strip() for name in ("artist", "title", "copyright")]
-            header = Header(file.format, file.samplerate, file.channels, frames, *tags)
+            tags = [getattr(file, name).strip() for name in ("artist", "title")]
+            licence = file.license.strip() or file.copyright.strip()
+            header = Header(file.format, file.samplerate, file.channels, frames, *tags, licence)
     except OSError as error:
-        raise RejectedError(f"it cannot be read ({error.strerror or error})") from error
+        raise RejectedError("unreadable", f"it cannot be read ({error.strerror or error})") from error
     except (soundfile.SoundFileError, ValueError, RuntimeError, TypeError) as error:
         # libsndfile's own words mislead: of a damaged MP3 it says that the file does not exist.
-        raise RejectedError(_not_audio(path)) from error
+        raise RejectedError("not audio", _not_audio(path)) from error
     if not _RATES[0] <= header.sample_rate <= _RATES[1]:
-        raise RejectedError(f"its sample rate of {header.sample_rate} Hz is not within {_RATES[0]} to {_RATES[1]} Hz")
+        raise RejectedError("unsupported", f"{header.sample_rate} Hz is not within {_RATES[0]} to {_RATES[1]} Hz")
     if not 1 <= header.channels <= _MAX_CHANNELS:
-        raise RejectedError(f"it has {header.channels} channels, more than {_MAX_CHANNELS}")
+        raise RejectedError("unsupported", f"it has {header.channels} channels, more than {_MAX_CHANNELS}")
     return header
 
 
@@ -71,8 +79,8 @@ def _not_audio(path: Path) -> str:
     with open(path, "rb") as file:
         start = file.read(256).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, not audio"
-    return "it is not audio of a known format, or its header is damaged"
+        return "it is a web page"
+    return "its format is not known, or its header is damaged"
 
 
 def decode_blocks(path: Path, stated_seconds: float | None = None) -> Iterator[np.ndarray]:
@@ -96,11 +104,11 @@ def decode_blocks(path: Path, stated_seconds: float | None = None) -> Iterator[n
             mono = block.mean(axis=1)
             resampled = resampler.push(mono)
         if not (np.isfinite(mono).all() and np.isfinite(resampled).all()):
-            raise RejectedError("it holds samples that are not finite numbers (NaN or Inf)")
+            raise RejectedError("damaged", "it holds samples that are not finite numbers (NaN or Inf)")
         if len(resampled):
             yield resampled
     if decoded == 0:
-        raise RejectedError("it holds no samples")
+        raise RejectedError("empty", "it holds no samples")
     if len(last := resampler.finish()):
         yield last
     _check_length(decoded / header.sample_rate, header, container, stated_seconds)
@@ -110,9 +118,9 @@ def _container_of(path: Path) -> Container:
     try:
         container = read_container(path)
     except OSError as error:
-        raise RejectedError(f"it cannot be read ({error.strerror or error})") from error
+        raise RejectedError("unreadable", f"it cannot be read ({error.strerror or error})") from error
     if container.fault:
-        raise RejectedError(container.fault)
+        raise RejectedError(*container.fault)
     return container
 
 
@@ -126,9 +134,9 @@ def _native_blocks(path: Path, header: Header) -> Iterator[np.ndarray]:
                 decoded += len(block)
                 yield block
     except OSError as error:
-        raise RejectedError(f"it cannot be read ({error.strerror or error})") from error
+        raise RejectedError("unreadable", f"it cannot be read ({error.strerror or error})") from error
     except (soundfile.SoundFileError, ValueError, RuntimeError, TypeError) as error:
-        raise RejectedError(f"its decoder fails after {decoded / header.sample_rate:.1f} s: it is damaged") from error
+        raise RejectedError("damaged", f"its decoder fails after {decoded / header.sample_rate:.1f} s") from error
 
 
 def _check_length(seconds: float, header: Header, container: Container, catalogue: float | None) -> None:
@@ -139,9 +147,24 @@ def _check_length(seconds: float, header: Header, container: Container, catalogu
     }
     for who, length in stated.items():
         if length and seconds < length * (1 - _SLACK_SHARE) - _SLACK_SECONDS:
-            raise RejectedError(f"only {seconds:.1f} s of the {length:.1f} s that {who} can be decoded: it is damaged")
+            raise RejectedError("incomplete", f"only {seconds:.1f} s of the {length:.1f} s that {who} can be decoded")
     if catalogue and seconds < catalogue * (1 - _CATALOGUE_SLACK_SHARE) - _CATALOGUE_SLACK_SECONDS:
-        raise RejectedError(f"it lasts {seconds:.1f} s, but its catalogue states {catalogue:.1f} s: it is incomplete")
+        raise RejectedError("incomplete", f"it lasts {seconds:.1f} s, but its catalogue states {catalogue:.1f} s")
+
+
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[TextIO]:
+    """libmpg123 writes remarks straight to standard error: they go nowhere, and what is yielded goes there."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        with open(terminal, "w", closefd=False) as stream:
+            yield stream
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
 
 
 class Resampler:

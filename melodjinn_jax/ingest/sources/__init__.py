@@ -1,0 +1,1 @@
+"""The metadata of the sources, as they really are, read into plans."""
