@@ -201,7 +201,7 @@ def _write_tfds_metadata(folder: Path, splits: Mapping[str, Sequence[Shard]]) ->
 def _describe(
     folder: Path, codec: StorableCodec, fingerprint: dict[str, Any], splits: Mapping[str, Sequence[Shard]]
 ) -> DatasetInfo:
-    frames = {name: {shard.num_frames for shard in shards} - {None} for name, shards in splits.items()}
+    frames = {name: {shard.num_frames for shard in shards if shard.num_frames} for name, shards in splits.items()}
     lengths = set().union(*frames.values())
     if len(lengths) != 1 or not all(frames.values()):
         raise ValueError(f"every split needs records, and all of one length: they have {frames}")

@@ -19,7 +19,7 @@ import soundfile
 from melodjinn_jax.data.audio import SAMPLE_RATE
 from melodjinn_jax.ingest.containers import Container, read_container
 
-BLOCK_SECONDS = 10
+BLOCK_SECONDS = 10  # the same always: how an MP3 rounds depends on it
 _RATES = (8000, 192_000)
 _MAX_CHANNELS = 8
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile states about 2^63 frames where it found no length
@@ -54,15 +54,13 @@ class Header:
 def read_header(path: Path) -> Header:
     """Format, rate, channels, length and tags of a file. Raises `RejectedError` if it is no readable audio."""
     try:
-        if not path.is_file():
-            raise RejectedError("missing", "it is not a file")
-        if path.stat().st_size == 0:
-            raise RejectedError("empty", "the file has no bytes")
+        _check_there(path)
         with soundfile.SoundFile(path) as file:
             frames = file.frames if 0 < file.frames < _UNKNOWN_FRAMES else None
-            tags = [getattr(file, name).strip() for name in ("artist", "title")]
             licence = file.license.strip() or file.copyright.strip()
-            header = Header(file.format, file.samplerate, file.channels, frames, *tags, licence)
+            header = Header(
+                file.format, file.samplerate, file.channels, frames, file.artist.strip(), file.title.strip(), licence
+            )
     except OSError as error:
         raise RejectedError("unreadable", f"it cannot be read ({error.strerror or error})") from error
     except (soundfile.SoundFileError, ValueError, RuntimeError, TypeError) as error:
@@ -73,6 +71,13 @@ def read_header(path: Path) -> Header:
     if not 1 <= header.channels <= _MAX_CHANNELS:
         raise RejectedError("unsupported", f"it has {header.channels} channels, more than {_MAX_CHANNELS}")
     return header
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise RejectedError("missing", "it is not a file")
+    if path.stat().st_size == 0:
+        raise RejectedError("empty", "the file has no bytes")
 
 
 def _not_audio(path: Path) -> str:
@@ -94,8 +99,8 @@ def decode_blocks(path: Path, stated_seconds: float | None = None) -> Iterator[n
       RejectedError: when it is opened, or after any block: the file cannot be decoded, to its end and to the length
         that its header, its container and the catalogue state, or it holds no samples or some that are not finite.
     """
+    container = _container_of(path)  # first, for it knows what is wrong where libsndfile only refuses
     header = read_header(path)
-    container = _container_of(path)
     resampler = Resampler(header.sample_rate, SAMPLE_RATE)
     decoded = 0
     for block in _native_blocks(path, header):
@@ -116,6 +121,7 @@ def decode_blocks(path: Path, stated_seconds: float | None = None) -> Iterator[n
 
 def _container_of(path: Path) -> Container:
     try:
+        _check_there(path)
         container = read_container(path)
     except OSError as error:
         raise RejectedError("unreadable", f"it cannot be read ({error.strerror or error})") from error

@@ -1,5 +1,6 @@
 """The pipeline's work on one machine: threads decode on all cores, JAX encodes."""
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -54,7 +55,7 @@ class LocalRunner:
         with tqdm(total=round(seconds / 60), desc="encoding", unit=" min", disable=None) as bar:
             for unit in units:
                 minutes = unit.chunk_frames * codec.hop_length / codec.sample_rate / 60
-                write_unit(unit, folder, codec, lambda minutes=minutes: bar.update(minutes))
+                write_unit(unit, folder, codec, functools.partial(bar.update, minutes))
 
 
 def _collect(running: set[Future[Scan]], most: int, check: Callable[[Scan], None], bar: tqdm) -> set[Future[Scan]]:

@@ -99,11 +99,13 @@ def _make(
     folder = partial_folder(output)
     for name in (TRACKS, SHARDS, DATASET):
         (folder / name).mkdir(exist_ok=True)
+    for stray in (folder / DATASET).glob(".*"):
+        stray.unlink()  # what a killed run was writing is no part of the DATASET
     if options.codec != "fitted":
         _codec((), folder, options, progress)  # what it may lack shows now and not after hours of work
     scans = _scans(plan, fetcher, folder, options, runner, progress)
     decision = decide(plan.tracks, scans, options.chunk_frames * HOP_LENGTH, options.held_out)
-    _write_rejected(decision, folder / DATASET / REJECTED, progress)
+    _write_rejected(decision, folder, progress)
     codec = _codec(decision.kept, folder, options, progress)
     units = _units(plan.source, decision.kept, options.chunk_frames, codec)
     progress(f"encoding {sum(kept.scan.samples for kept in decision.kept) / SAMPLE_RATE / 3600:.2f} hours")
@@ -125,12 +127,15 @@ def _scans(
     runner: Runner,
     progress: Callable[[str], None],
 ) -> dict[str, Scan]:
-    """The scans of all tracks; those that are there already are not made again, unless another try may go better."""
+    """The scans of all tracks; those that are there already are not made again.
+
+    What could not be fetched is tried again until the tracks are decided on: then what is out stays out.
+    """
     losses = _Losses(len(plan.tracks), options.max_rejected)
-    todo = []
+    undecided, todo = not (folder / DATASET / REJECTED).exists(), []
     for track in plan.tracks:
         scan = read_scan(folder / TRACKS, track.id)
-        if scan is None or (scan.reason or "").startswith(NOT_FETCHED):
+        if scan is None or (undecided and (scan.reason or "").startswith(NOT_FETCHED)):
             todo.append(track)
         else:
             losses.count(scan)
@@ -167,8 +172,9 @@ def _kinds(rejected: Sequence[Rejected]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in rejected).most_common())
 
 
-def _write_rejected(decision: Decision, file: Path, progress: Callable[[str], None]) -> None:
+def _write_rejected(decision: Decision, folder: Path, progress: Callable[[str], None]) -> None:
     lines = [json.dumps(asdict(one)) + "\n" for one in decision.rejected]
+    file = (folder / DATASET if decision.kept else folder) / REJECTED
     write_atomically(file, "".join(lines).encode())
     if not decision.kept:
         raise UserError(f"none of the tracks can be used ({_kinds(decision.rejected)}): {file} says why of each")

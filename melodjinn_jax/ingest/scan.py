@@ -105,7 +105,7 @@ def _scan(track: Track, path: Path, target: Path) -> Scan:
     return replace(
         scan,
         original={"format": header.format, "sample_rate": header.sample_rate, "channels": header.channels},
-        words=base64.b64encode(fingerprinter.words().astype(_WORDS)).decode(),
+        words=base64.b64encode(fingerprinter.words().astype(_WORDS).tobytes()).decode(),
     )
 
 

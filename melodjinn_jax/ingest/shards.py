@@ -62,7 +62,7 @@ class Counts:
     """Frames in two records: the last one of a track ends where the track does, and overlaps the one before."""
 
 
-def write_unit(unit: ShardUnit, folder: Path, codec: Codec, tell: Callable[[], None] = lambda: None) -> None:
+def write_unit(unit: ShardUnit, folder: Path, codec: Codec, tell: Callable[[], object] = lambda: None) -> None:
     """Write a shard into `folder/dataset` and, after it, what is in it into `folder/shards`; nothing if that is there.
 
     The scanned tracks lie in `folder/tracks`. `tell` is called after each record. Raises `OSError` if `folder` cannot
@@ -77,7 +77,7 @@ def write_unit(unit: ShardUnit, folder: Path, codec: Codec, tell: Callable[[], N
     write_atomically(folder / SHARDS / f"{unit.name}.json", done.encode())
 
 
-def _told(records: Iterator[Record], tell: Callable[[], None]) -> Iterator[Record]:
+def _told(records: Iterator[Record], tell: Callable[[], object]) -> Iterator[Record]:
     for record in records:
         yield record
         tell()
@@ -115,26 +115,27 @@ def chunk_encoder(codec: Codec, batch: int) -> Callable[[np.ndarray], np.ndarray
     The codes are those of the whole streams: the codec's state is carried from chunk to chunk, or, where a codec has
     none, as much of the past as its frames can depend on is encoded again.
     """
+    stream: Any = codec
     if hasattr(codec, "encode_chunk"):
-        state = codec.initial_state(batch)
+        state = stream.initial_state(batch)
 
         def encode_next(waveform: np.ndarray) -> np.ndarray:
             nonlocal state
-            size, codes = codec.chunk_frames * codec.hop_length, []
+            size, codes = stream.chunk_frames * stream.hop_length, []
             for start in range(0, waveform.shape[1], size):
-                state, piece = codec.encode_chunk(state, waveform[:, start : start + size])
+                state, piece = stream.encode_chunk(state, waveform[:, start : start + size])
                 codes.append(np.asarray(piece))
             return np.concatenate(codes, axis=1)
 
         return encode_next
 
-    past = np.zeros((batch, codec.receptive_field * codec.hop_length), np.float32)
+    past = np.zeros((batch, stream.receptive_field * stream.hop_length), np.float32)
 
     def encode_again(waveform: np.ndarray) -> np.ndarray:
         nonlocal past
         joined = np.concatenate([past, waveform], axis=1)
         past = joined[:, -past.shape[1] :]
-        return codec.encode(joined)[:, codec.receptive_field :]
+        return codec.encode(joined)[:, stream.receptive_field :]
 
     return encode_again
 
