@@ -123,10 +123,18 @@ def without_info_frame(mp3: bytes) -> bytes:
     return mp3[mp3.index(b"\xff\xfb", 4) :]
 
 
-def test_an_mp3_that_states_no_length_is_held_against_the_catalogue(tmp_path, encoded):
-    content = without_info_frame(encoded["mp3"])
+def test_an_mp3_that_states_no_length_is_held_against_the_catalogue(tmp_path):
+    soundfile.write(tmp_path / "a.mp3", noise(44100, 4), 44100, bitrate_mode="CONSTANT", compression_level=0.5)
+    content = without_info_frame((tmp_path / "a.mp3").read_bytes())
     (tmp_path / "a.mp3").write_bytes(content[: len(content) // 2])
+    assert len(decoded(tmp_path / "a.mp3")) == pytest.approx(2 * SAMPLE_RATE, rel=0.05)
     assert "catalogue states 60.0 s" in refusal(tmp_path / "a.mp3", 60.0)
+
+
+def test_an_mp3_that_libsndfile_ends_at_a_guess_is_refused(tmp_path, encoded):
+    """Of one with a varying bitrate and no length it guesses the length, and reads no further."""
+    (tmp_path / "a.mp3").write_bytes(without_info_frame(encoded["mp3"]))
+    assert "of the 4.0 s that its frames hold" in refusal(tmp_path / "a.mp3")
 
 
 def test_a_catalogue_that_errs_a_little_is_no_fault(tmp_path):
