@@ -163,8 +163,8 @@ class _Losses:
         self._lost.append(rejected)
         if len(self._lost) > self._most * self._tracks:
             raise UserError(
-                f"more than {self._most:g} of the {self._tracks} tracks are lost ({_kinds(self._lost)}; {scan.id}, for "
-                f"example, is {scan.reason}): mend the source, or allow more with --max-rejected"
+                f"more than {self._most:g} of the {self._tracks} tracks are lost ({_kinds(self._lost)}; the last is "
+                f"{scan.id}, {scan.reason}): mend the source, or allow more with --max-rejected"
             )
 
 

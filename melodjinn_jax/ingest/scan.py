@@ -91,7 +91,6 @@ def scan_track(track: Track, path: Path, folder: Path) -> Scan:
 
 
 def _scan(track: Track, path: Path, target: Path) -> Scan:
-    header = read_header(path)
     file_sha256 = _sha256(path)
     if track.sha256 and file_sha256 != track.sha256.lower():
         raise RejectedError("checksum", "the file is not the one whose checksum its source publishes")
@@ -102,6 +101,7 @@ def _scan(track: Track, path: Path, target: Path) -> Scan:
         scan = _transcode(replace(scan, gain=1 / scan.peak), track, path, target, None)
     if scan.peak * scan.gain * 32768 < SILENT_PEAK:
         raise RejectedError("silent", f"its channels' average never exceeds {scan.peak:.1g} of full scale")
+    header = read_header(path)
     return replace(
         scan,
         original={"format": header.format, "sample_rate": header.sample_rate, "channels": header.channels},
