@@ -28,12 +28,18 @@ from melodjinn_jax.ingest.local import NOT_FETCHED, LocalRunner
 from melodjinn_jax.ingest.plan import Fractions
 from melodjinn_jax.ingest.scan import Scan, read_scan
 from melodjinn_jax.ingest.shards import DATASET, SHARDS, TRACKS, ShardTrack, ShardUnit, read_unit, split_units
-from melodjinn_jax.ingest.summary import summarize
+from melodjinn_jax.ingest.summary import (
+    REJECTED,
+    SUMMARY,
+    TRACK_LIST,
+    provenance,
+    summarize,
+    to_json_lines,
+    track_entries,
+)
 from melodjinn_jax.ingest.track import SPLITS, Plan, Track
 from melodjinn_jax.ingest.workplace import claimed, os_errors_as_user_errors, partial_folder
 
-REJECTED = "rejected.jsonl"
-SUMMARY = "summary.json"
 _PIPELINE_VERSION = 1  # raise it when the same tracks give other records
 _SHARD_BYTES = 256 << 20
 
@@ -107,6 +113,7 @@ def _make(
     decision = decide(plan.tracks, scans, options.chunk_frames * HOP_LENGTH, options.held_out)
     _write_rejected(decision, folder, progress)
     codec = _codec(decision.kept, folder, options, progress)
+    write_atomically(folder / DATASET / TRACK_LIST, to_json_lines(track_entries(plan.source, decision.kept)))
     units = _units(plan.source, decision.kept, options.chunk_frames, codec)
     progress(f"encoding {sum(kept.scan.samples for kept in decision.kept) / SAMPLE_RATE / 3600:.2f} hours")
     runner.write(units, folder, codec)
@@ -173,9 +180,8 @@ def _kinds(rejected: Sequence[Rejected]) -> str:
 
 
 def _write_rejected(decision: Decision, folder: Path, progress: Callable[[str], None]) -> None:
-    lines = [json.dumps(asdict(one)) + "\n" for one in decision.rejected]
     file = (folder / DATASET if decision.kept else folder) / REJECTED
-    write_atomically(file, "".join(lines).encode())
+    write_atomically(file, to_json_lines([asdict(one) for one in decision.rejected]))
     if not decision.kept:
         raise UserError(f"none of the tracks can be used ({_kinds(decision.rejected)}): {file} says why of each")
     if decision.rejected:
@@ -204,30 +210,15 @@ def _units(source: str, kept: Sequence[Kept], chunk_frames: int, codec: Codec) -
     """The shards of all splits that have tracks, of about equal size."""
     units = []
     for split in SPLITS:
-        tracks = [_shard_track(source, one) for one in kept if one.track.split == split]
+        tracks = [
+            ShardTrack(one.track.id, one.scan.samples, provenance(source, one))
+            for one in kept
+            if one.track.split == split
+        ]
         frames = sum(track.samples for track in tracks) / HOP_LENGTH
         num_shards = math.ceil(frames * 2 * (HOP_LENGTH + codec.num_codebooks) / _SHARD_BYTES)
         units += split_units(split, tracks, num_shards, chunk_frames)
     return units
-
-
-def _shard_track(source: str, kept: Kept) -> ShardTrack:
-    track, scan = kept.track, kept.scan
-    provenance = {
-        **track.provenance,
-        "source": source,
-        "track": track.id,
-        "path": track.location,
-        "artist": track.artist,
-        "licence": track.licence,
-        "seconds": round(scan.samples / SAMPLE_RATE, 3),
-        "stated_seconds": track.seconds,
-        "original": scan.original,
-        "sha256": scan.file_sha256,
-        "gain": scan.gain,
-        "same_as": kept.same_as,
-    }
-    return ShardTrack(track.id, scan.samples, provenance)
 
 
 def _check_options(options: IngestOptions) -> None:
