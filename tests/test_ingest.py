@@ -15,7 +15,7 @@ import pytest
 import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
-from ingest_stubs import tune, use_energy_codec, write_collection
+from ingest_stubs import EnergyCodec, tune, use_energy_codec, write_collection
 
 from data_pipelines import folder as pipeline
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_int16
@@ -243,6 +243,19 @@ def test_a_temporary_file_may_go_when_the_next_one_is_asked_for(music, dataset, 
 def test_files_on_another_file_system_are_copied(music, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(local.os, "link", lambda *paths: (_ for _ in ()).throw(OSError("cross-device")))
     assert hashes(make(music, tmp_path / "d")) == hashes(dataset)
+
+
+def test_beam_writes_the_same_bytes(music, dataset, tmp_path, monkeypatch):
+    beam = pytest.importorskip("melodjinn_jax.ingest.beam", reason="needs apache-beam, the extra beam")
+    monkeypatch.setattr(beam, "load_codec", lambda folder: EnergyCodec())
+    monkeypatch.setattr(beam, "_GROUP", 3)
+    assert hashes(make(music, tmp_path / "d", beam="--runner=FnApiRunner")) == hashes(dataset)
+
+
+def test_beam_is_asked_for_by_name(music, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "melodjinn_jax.ingest.beam", None)
+    with pytest.raises(UserError, match=r"pip install 'melodjinn-jax\[beam\]'"):
+        make(music, tmp_path / "d", beam="--runner=FlinkRunner")
 
 
 def test_a_wrong_checksum_is_refused(music, tmp_path):

@@ -43,7 +43,7 @@ class LocalRunner:
             try:
                 for fetched in fetcher.fetch(tracks):
                     # The file may be gone when the next one is asked for, so the thread gets a name of its own for it.
-                    running.add(pool.submit(_scan, fetched, _borrow(fetched, folder), folder))
+                    running.add(pool.submit(_scan_borrowed, fetched, _borrow(fetched, folder), folder))
                     running = _collect(running, 2 * self._workers, check, bar)
                 _collect(running, 1, check, bar)
             finally:
@@ -80,12 +80,18 @@ def _borrow(fetched: Fetched, folder: Path) -> Path | None:
     return own
 
 
-def _scan(fetched: Fetched, own: Path | None, folder: Path) -> Scan:
-    if own is None:
-        scan = Scan(fetched.track.id, reason=f"{NOT_FETCHED}: {fetched.reason}")
-        write_scan(folder, scan)
-        return scan
+def _scan_borrowed(fetched: Fetched, own: Path | None, folder: Path) -> Scan:
     try:
-        return scan_track(fetched.track, own, folder)
+        return scan_fetched(fetched, own, folder)
     finally:
-        own.unlink(missing_ok=True)
+        if own:
+            own.unlink(missing_ok=True)
+
+
+def scan_fetched(fetched: Fetched, path: Path | None, folder: Path) -> Scan:
+    """Scan what was fetched, under the path at which it lies now, or keep why it could not be had."""
+    if path:
+        return scan_track(fetched.track, path, folder)
+    scan = Scan(fetched.track.id, reason=f"{NOT_FETCHED}: {fetched.reason}")
+    write_scan(folder, scan)
+    return scan

@@ -18,7 +18,7 @@ from melodjinn_jax.ingest.contents import UNKNOWN, Chunk, Contents
 
 _SECONDS = 8.0  # of a chunk; sound is most of the page's size
 _MOST_BARS = 12
-_MOST_REJECTED = 50
+_MOST_ROWS = 24
 _WINDOW = 2048
 _ROWS = 96
 _LOWEST_HZ = 40
@@ -170,7 +170,9 @@ def _rejected(contents: Contents) -> Html:
     if not contents.rejected:
         return NOTHING
     kinds = {kind: (float(count), f"{count:,}") for kind, count in contents.rejected_by_kind().items()}
-    shown = [[row["path"], row["reason"]] for row in contents.rejected[:_MOST_REJECTED]]
+    rank = {kind: count for kind, (count, _) in kinds.items()}
+    rarest_first = sorted(contents.rejected, key=lambda row: rank[row["reason"].partition(":")[0]])
+    shown = [[row["path"], row["reason"]] for row in rarest_first[:_MOST_ROWS]]
     more = len(contents.rejected) - len(shown)
     note = tag("p", f"and {more:,} more in rejected.jsonl", class_="hint") if more else NOTHING
     lead = "Every planned track is in the DATASET or here, with the reason."
@@ -181,7 +183,7 @@ def _copies(contents: Contents) -> Html:
     groups: Sequence[Sequence[str]] = contents.summary.get("same_recordings", [])
     if not groups:
         return NOTHING
-    rows = [[group[0], ", ".join(group[1:])] for group in groups[:_MOST_REJECTED]]
+    rows = [[group[0], ", ".join(group[1:])] for group in groups[:_MOST_ROWS]]
     lead = "Found by their fingerprints: nearly the same sound in other files. Each group is within one split."
     return join([heading("Copies", lead), table(["recording", "is also"], rows, "settings")])
 

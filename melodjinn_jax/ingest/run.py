@@ -8,6 +8,7 @@ made.
 import hashlib
 import json
 import math
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ class IngestOptions(CodecOptions):
     """Share of the tracks that may be lost to damage before the run stops; short, silent and repeated ones aside."""
     workers: int = 0
     """Threads that decode; 0: one for each core."""
+    beam: str = ""
+    """Options of Apache Beam, for a cluster, such as "--runner=FlinkRunner --parallelism=8"; empty: this machine."""
 
 
 class Runner(Protocol):
@@ -71,7 +74,6 @@ def ingest(
     fetcher: Fetcher,
     output: str | Path,
     options: IngestOptions | None = None,
-    runner: Runner | None = None,
     progress: Callable[[str], None] = print,
 ) -> Dataset:
     """The DATASET of a plan at `output`; opened if it was made before from the same plan and options.
@@ -88,10 +90,20 @@ def ingest(
     partial = partial_folder(output)
     if not is_taken(output):
         with os_errors_as_user_errors(output), claimed(partial, fingerprint):
-            _make(plan, fetcher, output, options, runner or LocalRunner(options.workers), progress)
+            _make(plan, fetcher, output, options, _runner(options), progress)
     dataset = open_dataset(output).check_fingerprint(fingerprint)
     shutil.rmtree(partial, ignore_errors=True)
     return dataset
+
+
+def _runner(options: IngestOptions) -> Runner:
+    if not options.beam:
+        return LocalRunner(options.workers)
+    try:
+        from melodjinn_jax.ingest.beam import BeamRunner  # it needs what only its users install
+    except ImportError as error:
+        raise UserError("--beam needs Apache Beam: pip install 'melodjinn-jax[beam]'") from error
+    return BeamRunner(shlex.split(options.beam))
 
 
 def _make(
@@ -234,7 +246,7 @@ def _fingerprint(plan: Plan, options: IngestOptions) -> dict[str, Any]:
     """All that the records depend on: the plan, and the options that matter."""
     tracks = json.dumps([asdict(track) for track in plan.tracks], sort_keys=True, default=dict)
     chosen = asdict(options)
-    del chosen["max_rejected"], chosen["workers"], chosen["codec_weights"]
+    del chosen["max_rejected"], chosen["workers"], chosen["beam"], chosen["codec_weights"]
     del chosen["bandwidth" if options.codec == "fitted" else "fit"]
     return {
         "ingest": _PIPELINE_VERSION,
