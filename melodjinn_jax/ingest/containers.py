@@ -4,6 +4,7 @@ libsndfile reads a WAV, AIFF, MP3 or Ogg file that was cut off as far as it goes
 only the first. So the lengths that these containers state are compared with the bytes that are there.
 """
 
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ def read_container(path: Path) -> Container:
     if magic[:4] == b"OggS":
         return Container(fault=_ogg_fault(path))
     if magic[:3] == b"ID3" or (path.suffix.lower() == ".mp3" and magic[:4] != b"fLaC"):
-        return _read_mp3(path.read_bytes())
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _read_mp3(data)
     return Container()
 
 
@@ -80,7 +82,7 @@ def _ogg_fault(path: Path) -> tuple[str, str] | None:
     return None if ended else ("incomplete", "it is cut off: its last Ogg page is not marked as the last")
 
 
-def _read_mp3(data: bytes) -> Container:
+def _read_mp3(data: mmap.mmap) -> Container:
     """The duration by MPEG frames, and whether the sample rate changes on the way, where decoders stop."""
     runs: list[list[int]] = []  # sample rate, frames, samples
     expected = -1
@@ -98,7 +100,7 @@ def _read_mp3(data: bytes) -> Container:
     return Container(seconds=sum(run[2] for run in runs) / rates[0] if rates else None)
 
 
-def _mpeg_frames(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+def _mpeg_frames(data: mmap.mmap) -> Iterator[tuple[int, int, int, int]]:
     """Position, bytes, sample rate and samples of every layer III frame; what is between frames is passed over."""
     position = _id3_size(data)
     expected = -1
@@ -112,13 +114,13 @@ def _mpeg_frames(data: bytes) -> Iterator[tuple[int, int, int, int]]:
             position = data.find(b"\xff", position + 1)
 
 
-def _id3_size(data: bytes) -> int:
+def _id3_size(data: mmap.mmap) -> int:
     if data[:3] != b"ID3" or len(data) < 10:
         return 0
     return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
 
 
-def _mpeg_frame(data: bytes, position: int) -> tuple[int, int, int] | None:
+def _mpeg_frame(data: mmap.mmap, position: int) -> tuple[int, int, int] | None:
     """Bytes, sample rate and samples of the layer III frame at a position, if one begins there."""
     if position + 4 > len(data):
         return None

@@ -209,6 +209,7 @@ def _codec(train: Sequence[Kept], folder: Path, options: IngestOptions, progress
     """The codec that an interrupted run left, or a new one."""
     place = folder / DATASET / "codec"
     if not place.exists():
+        progress(f"making the codec: {options.codec}")
         train = [kept for kept in train if kept.track.split == "train"]
         codec = make_codec(options, train, folder / TRACKS, progress)
         partial = folder / "codec.partial"
