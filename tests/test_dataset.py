@@ -20,7 +20,7 @@ from melodjinn_jax.data import writer as writer_module
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_float32
 from melodjinn_jax.data.dataset import Dataset, open_dataset
 from melodjinn_jax.data.loader import training_iterator
-from melodjinn_jax.data.records import Record, shard_index
+from melodjinn_jax.data.records import FIELDS, Record, serialize, shard_index
 from melodjinn_jax.data.toy_drums import make_clips, render
 from melodjinn_jax.data.writer import write_dataset
 from melodjinn_jax.errors import UserError
@@ -231,6 +231,13 @@ def test_an_incomplete_dataset_is_refused(copy):
 def test_chunks_of_a_track_share_a_shard_and_tracks_spread():
     assert len({shard_index(f"album/track/{chunk}", 7) for chunk in range(20)}) == 1
     assert {shard_index(f"train-{clip:06d}", 4) for clip in range(50)} == {0, 1, 2, 3}
+
+
+def test_the_bytes_of_a_record_do_not_depend_on_the_process():
+    sound, codes = np.zeros((3, HOP_LENGTH), np.int16), np.zeros((3, 2), np.uint16)
+    data = serialize(Record("one", sound, codes, {"hits": []}, {"title": "Größe"}))
+    places = [data.index(name.encode()) for name in sorted(FIELDS)]
+    assert places == sorted(places)
 
 
 def test_an_empty_shard_and_a_record_ending_in_zeros(tmp_path):

@@ -249,13 +249,13 @@ def test_beam_writes_the_same_bytes(music, dataset, tmp_path, monkeypatch):
     beam = pytest.importorskip("melodjinn_jax.ingest.beam", reason="needs apache-beam, the extra beam")
     monkeypatch.setattr(beam, "load_codec", lambda folder: EnergyCodec())
     monkeypatch.setattr(beam, "_GROUP", 3)
-    assert hashes(make(music, tmp_path / "d", beam="--runner=FnApiRunner")) == hashes(dataset)
+    assert hashes(make(music, tmp_path / "d", beam="runner=FnApiRunner")) == hashes(dataset)
 
 
 def test_beam_is_asked_for_by_name(music, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "melodjinn_jax.ingest.beam", None)
     with pytest.raises(UserError, match=r"pip install 'melodjinn-jax\[beam\]'"):
-        make(music, tmp_path / "d", beam="--runner=FlinkRunner")
+        make(music, tmp_path / "d", beam="runner=FlinkRunner")
 
 
 def test_a_wrong_checksum_is_refused(music, tmp_path):

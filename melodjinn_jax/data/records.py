@@ -46,15 +46,18 @@ class Record:
 
 
 def serialize(record: Record) -> bytes:
-    """The record as a serialised `tf.train.Example`."""
-    return FEATURES.serialize_example(
-        {
-            "waveform": record.waveform.astype("<i2").tobytes(),
-            "codes": record.codes.astype("<u2").tobytes(),
-            **{name: json.dumps(getattr(record, name)) for name in _JSON_FIELDS},
-            "id": record.id,
-        }
-    )
+    """The record as a serialised `tf.train.Example`, the same bytes in every process."""
+    values = {
+        "waveform": record.waveform.astype("<i2").tobytes(),
+        "codes": record.codes.astype("<u2").tobytes(),
+        **{name: json.dumps(getattr(record, name)).encode() for name in _JSON_FIELDS},
+        "id": record.id.encode(),
+    }
+    example = tf_example_pb2.Example()
+    for name, value in values.items():
+        example.features.feature[name].bytes_list.value.append(value)
+    # Otherwise the order of the fields would be drawn anew by each process, and TFDS does not ask for this.
+    return bytes(example.SerializeToString(deterministic=True))
 
 
 def shard_index(record_id: str, num_shards: int) -> int:

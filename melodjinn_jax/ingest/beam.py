@@ -24,10 +24,10 @@ _GROUP = 64
 
 
 class BeamRunner:
-    """Does the units of work of both passes as Beam jobs; `options` are Beam's own, such as `--runner=FlinkRunner`."""
+    """Does the units of work of both passes as Beam jobs; `options` are Beam's own, such as `runner=FlinkRunner`."""
 
     def __init__(self, options: Sequence[str]):
-        self._options = list(options)
+        self._options = [f"--{option}" for option in options]
 
     def scan(self, tracks: Sequence[Track], fetcher: Fetcher, folder: Path, check: Callable[[Scan], None]) -> None:
         """Scan tracks into `folder`. `check` sees every scan when all are done."""

@@ -58,7 +58,7 @@ class IngestOptions(CodecOptions):
     workers: int = 0
     """Threads that decode; 0: one for each core."""
     beam: str = ""
-    """Options of Apache Beam, for a cluster, such as "--runner=FlinkRunner --parallelism=8"; empty: this machine."""
+    """Options of Apache Beam, for a cluster, such as "runner=FlinkRunner parallelism=8"; empty: this machine."""
 
 
 class Runner(Protocol):
