@@ -34,6 +34,7 @@ setup(
         "matplotlib>=3.9",
     ],
     extras_require={
+        "beam": ["apache-beam>=2.60"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.13"],
     },
 )

@@ -10,6 +10,7 @@ import numpy as np
 
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.data.dataset import Dataset
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.data.prepare import hits_of, load_one_shots
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector
@@ -19,7 +20,7 @@ from melodjinn_jax.evaluation.suite import Evaluator, HeldOut
 from melodjinn_jax.experiment import command_line, parse_arguments, value_of
 from melodjinn_jax.training.run import load_run, tune_process
 from melodjinn_jax.training.state import count_parameters
-from melodjinn_jax.training.workdir import load_config, write_atomically
+from melodjinn_jax.training.workdir import load_config
 from melodjinn_jax.validation import check_config
 
 

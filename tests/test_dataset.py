@@ -15,13 +15,14 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import toy_drums as pipeline
 from melodjinn_jax.config import CodecConfig, DataConfig
-from melodjinn_jax.data import dataset as dataset_module
 from melodjinn_jax.data import prepare
+from melodjinn_jax.data import writer as writer_module
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_float32
-from melodjinn_jax.data.dataset import Dataset, open_dataset, write_dataset
+from melodjinn_jax.data.dataset import Dataset, open_dataset
 from melodjinn_jax.data.loader import training_iterator
-from melodjinn_jax.data.records import Record, shard_index
+from melodjinn_jax.data.records import FIELDS, Record, serialize, shard_index
 from melodjinn_jax.data.toy_drums import make_clips, render
+from melodjinn_jax.data.writer import write_dataset
 from melodjinn_jax.errors import UserError
 
 DATA = DataConfig(train_clips=10, heldout_clips=2, clip_frames=20, hits_per_second=12)  # none of these clips is silent
@@ -139,13 +140,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_the_second_of_two_processes_takes_what_the_first_made(tmp_path, monkeypatch):
     first = prepare_at(tmp_path / "first")
-    rename = dataset_module.os.rename
+    rename = writer_module.os.rename
 
     def overtaken(source, target):
         rename(first.path, target)
         rename(source, target)
 
-    monkeypatch.setattr(dataset_module.os, "rename", overtaken)
+    monkeypatch.setattr(writer_module.os, "rename", overtaken)
     assert prepare_at(tmp_path / "dataset").info == first.info
     assert [file.name for file in tmp_path.iterdir()] == ["dataset"]
 
@@ -221,9 +222,10 @@ def test_an_incomplete_dataset_is_refused(copy):
         manifest.write_text(broken)
         with pytest.raises(UserError, match=r"dataset\.json"):
             open_dataset(copy)
-    manifest.write_text(json.dumps(json.loads(text) | {"format_version": 2}))
-    with pytest.raises(UserError, match="newer"):
-        open_dataset(copy)
+    for version, complaint in ((1, "older"), (3, "newer")):
+        manifest.write_text(json.dumps(json.loads(text) | {"format_version": version}))
+        with pytest.raises(UserError, match=complaint):
+            open_dataset(copy)
 
 
 def test_chunks_of_a_track_share_a_shard_and_tracks_spread():
@@ -231,14 +233,22 @@ def test_chunks_of_a_track_share_a_shard_and_tracks_spread():
     assert {shard_index(f"train-{clip:06d}", 4) for clip in range(50)} == {0, 1, 2, 3}
 
 
+def test_the_bytes_of_a_record_do_not_depend_on_the_process():
+    sound, codes = np.zeros((3, HOP_LENGTH), np.int16), np.zeros((3, 2), np.uint16)
+    data = serialize(Record("one", sound, codes, {"hits": []}, {"title": "Größe"}))
+    places = [data.index(name.encode()) for name in sorted(FIELDS)]
+    assert places == sorted(places)
+
+
 def test_an_empty_shard_and_a_record_ending_in_zeros(tmp_path):
-    record = Record("one", np.zeros((3, HOP_LENGTH), np.int16), np.zeros((3, 2), np.uint16), {"title": "Größe"})
+    sound, codes = np.zeros((3, HOP_LENGTH), np.int16), np.zeros((3, 2), np.uint16)
+    record = Record("one", sound, codes, {"hits": []}, {"title": "Größe"})
     dataset = write_dataset(
         tmp_path / "d", {"train": [record]}, codec=EnergyCodec(), fingerprint={}, shards={"train": 3}
     )
     loaded = dataset.source("train")[0]
     np.testing.assert_array_equal(loaded["waveform"], record.waveform)
-    assert (loaded["id"], loaded["ground_truth"]) == ("one", {"title": "Größe"})
+    assert (loaded["id"], loaded["ground_truth"], loaded["provenance"]) == ("one", {"hits": []}, {"title": "Größe"})
     with pytest.raises(UserError, match="holds no one-shots"):
         prepare.load_one_shots(dataset)
 

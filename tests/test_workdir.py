@@ -21,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melodjinn_jax.config import Config, DataConfig, RuntimeConfig
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.metrics import NON_FINITE, MetricsWriter, Progress, read_metrics
 from melodjinn_jax.training.stop import StopSignal
-from melodjinn_jax.training.workdir import WorkDir, load_config, write_atomically
+from melodjinn_jax.training.workdir import WorkDir, load_config
 
 SCALARS = {
     bool: st.booleans(),

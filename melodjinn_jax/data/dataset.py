@@ -5,44 +5,25 @@
     DATASET/dataset_info.json, features.json             TFDS metadata
     DATASET/codec/                                       the codec that made the codes
 
-It is written under another name beside its place and renamed when complete, so it exists whole or not at all.
+It is written under another name beside its place and renamed when complete (`writer`), so it exists whole or not at
+all.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from melodjinn_jax.data.records import FEATURES, FIELDS, Record, RecordSource, serialize, shard_index
+from melodjinn_jax.data.records import FIELDS, RecordSource
 from melodjinn_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
-_NAME = "melodjinn"
-# One record per group makes a random read cost one record; sound hardly compresses.
-_WRITER_OPTIONS = "group_size:1,uncompressed"
-
-
-class StorableCodec(Protocol):
-    """What a DATASET needs of the codec it stores."""
-
-    sample_rate: int
-    hop_length: int
-    num_codebooks: int
-    codebook_size: int
-    digest: str
-
-    def save(self, folder: Path) -> None: ...
+NAME = "melodjinn"
 
 
 @dataclass(frozen=True)
@@ -75,14 +56,15 @@ class Dataset:
         return self.path / "codec"
 
     def source(self, split: str, fields: tuple[str, ...] = FIELDS) -> RecordSource:
-        """Random access to a split: dicts of waveform int16 `[F, H]`, codes uint16 `[F, Q]`, ground_truth and id.
+        """Random access to a split: dicts of waveform int16 `[F, H]`, codes uint16 `[F, Q]`, ground_truth, provenance
+        and id.
 
         Raises `UserError` if there is no such split.
         """
         info = self.info
         if split not in info.records:
             raise UserError(f"{self.path} has no split named {split}: choose one of {', '.join(info.records)}")
-        paths = [self.path / _shard_name(split, index, info.shards[split]) for index in range(info.shards[split])]
+        paths = [self.path / shard_name(split, index, info.shards[split]) for index in range(info.shards[split])]
         shapes = {
             "waveform": (info.frames_per_record, info.hop_length),
             "codes": (info.frames_per_record, info.num_codebooks),
@@ -91,7 +73,7 @@ class Dataset:
 
     def load_split(self, split: str, limit: int | None = None) -> dict[str, Any]:
         """The first `limit` records (all, if None) in file order: stacked waveform int16 `[B, F, H]` and codes uint16
-        `[B, F, Q]`, and lists of ground_truth and id."""
+        `[B, F, Q]`, and lists of the other fields."""
         source = self.source(split)
         records = [source[index] for index in range(len(source) if limit is None else min(limit, len(source)))]
         columns: dict[str, Any] = {field: [record[field] for record in records] for field in FIELDS}
@@ -100,7 +82,7 @@ class Dataset:
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Read these files (all, if None) and compare their hashes. Raises `UserError` naming the damaged ones."""
         files = self.info.files
-        damaged = [name for name in names or files if _sha256(self.path / name) != files[name]["sha256"]]
+        damaged = [name for name in names or files if file_sha256(self.path / name) != files[name]["sha256"]]
         if damaged:
             raise UserError(f"{self.path} is damaged in {', '.join(damaged)}: remove the folder and prepare it again")
 
@@ -154,6 +136,11 @@ def _parse_manifest(content: Any, path: Path) -> DatasetInfo:
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(f"{path} has DATASET format {version}, newer than this program's {FORMAT_VERSION}: update it")
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise UserError(
+            f"{path} has DATASET format {version}, older than this program's {FORMAT_VERSION}: "
+            "remove the folder and prepare it again"
+        )
     try:
         checksum = content.pop("checksum")
         if checksum != _checksum(content):
@@ -161,41 +148,6 @@ def _parse_manifest(content: Any, path: Path) -> DatasetInfo:
         return DatasetInfo(**content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / MANIFEST} is damaged: remove the folder and prepare it again") from error
-
-
-def write_dataset(
-    path: str | Path,
-    splits: Mapping[str, Iterable[Record]],
-    *,
-    codec: StorableCodec,
-    fingerprint: dict[str, Any],
-    shards: Mapping[str, int],
-    extra_files: Mapping[str, bytes] | None = None,
-) -> Dataset:
-    """Write a DATASET at `path` and open it. One made from the same `fingerprint` meanwhile is opened instead.
-
-    `fingerprint` says what it is made from (JSON), `shards` the number of files of each split, `extra_files` what else
-    belongs to it. Raises `UserError` if the place is taken by something else or cannot be written to.
-    """
-    path = Path(path)
-    if is_taken(path):
-        return open_dataset(path).check_fingerprint(fingerprint)
-    try:
-        with _scratch_folder(path) as scratch:
-            for name, data in (extra_files or {}).items():
-                (scratch / name).write_bytes(data)
-            codec.save(scratch / "codec")
-            written = [_write_split(scratch, name, records, shards[name]) for name, records in splits.items()]
-            _write_tfds_metadata(scratch, written)
-            _write_manifest(scratch, codec, fingerprint, written)
-            try:
-                os.rename(scratch, path)
-            except OSError:
-                if not is_taken(path):  # else another process was first, and what it made is opened below
-                    raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    return open_dataset(path).check_fingerprint(fingerprint)
 
 
 def is_taken(path: Path) -> bool:
@@ -206,106 +158,24 @@ def is_taken(path: Path) -> bool:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def _scratch_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, on the same file system; removed at the end, if it is still there."""
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class _WrittenSplit:
-    name: str
-    shard_lengths: list[int]
-    num_bytes: int
-    num_frames: int
-
-
-def _write_split(folder: Path, name: str, records: Iterable[Record], num_shards: int) -> _WrittenSplit:
-    writers = [
-        ArrayRecordWriter(str(folder / _shard_name(name, index, num_shards)), _WRITER_OPTIONS)
-        for index in range(num_shards)
-    ]
-    lengths, num_bytes, frames = [0] * num_shards, 0, set()
-    for record in records:
-        shard, data = shard_index(record.id, num_shards), serialize(record)
-        writers[shard].write(data)
-        lengths[shard] += 1
-        num_bytes += len(data)
-        frames |= {len(record.waveform), len(record.codes)}
-    for writer in writers:
-        writer.close()
-    if len(frames) != 1:
-        raise ValueError(f"split {name} needs at least one record, and all of one length: it has {sorted(frames)}")
-    return _WrittenSplit(name, lengths, num_bytes, frames.pop())
-
-
-def _shard_name(split: str, index: int, num_shards: int) -> str:
-    return f"{_NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
-
-
-def _write_tfds_metadata(folder: Path, splits: list[_WrittenSplit]) -> None:
-    templates = {
-        split.name: tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=_NAME, split=split.name, filetype_suffix="array_record"
-        )
-        for split in splits
-    }
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=FEATURES,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split.name,
-                shard_lengths=split.shard_lengths,
-                num_bytes=split.num_bytes,
-                filename_template=templates[split.name],
-            )
-            for split in splits
-        ],
-        filename_template=next(iter(templates.values())),
-        check_data=False,  # its check would need TensorFlow
-        description="Chunks of sound and their codec codes, prepared by Melodjinn.",
-    )
-
-
-def _write_manifest(
-    folder: Path, codec: StorableCodec, fingerprint: dict[str, Any], splits: list[_WrittenSplit]
-) -> None:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    info = DatasetInfo(
-        format_version=FORMAT_VERSION,
-        sample_rate=codec.sample_rate,
-        hop_length=codec.hop_length,
-        frames_per_record=splits[0].num_frames,
-        num_codebooks=codec.num_codebooks,
-        codebook_size=codec.codebook_size,
-        codec_digest=codec.digest,
-        fingerprint=fingerprint,
-        records={split.name: sum(split.shard_lengths) for split in splits},
-        shards={split.name: len(split.shard_lengths) for split in splits},
-        files={
-            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            for file in files
-        },
-    )
+def manifest_content(info: DatasetInfo) -> bytes:
+    """The bytes of the manifest."""
     content = json.loads(json.dumps(asdict(info)))  # tuples become lists, as they will be when read
     content["checksum"] = _checksum(content)
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return json.dumps(content, indent=2).encode()
+
+
+def shard_name(split: str, index: int, num_shards: int) -> str:
+    """The file of a shard: a name that TFDS knows."""
+    return f"{NAME}-{split}.array_record-{index:05d}-of-{num_shards:05d}"
 
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(file: Path) -> str | None:
-    """None if the file cannot be read."""
+def file_sha256(file: Path) -> str | None:
+    """In hex; None if the file cannot be read."""
     try:
         with open(file, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -20,7 +20,8 @@ class RandomCrop(grain.transforms.RandomMap):
         self._frames = frames
 
     def random_map(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        start = int(rng.integers(len(element["waveform"]) - self._frames + 1))
+        frames = len(next(iter(element.values())))
+        start = int(rng.integers(frames - self._frames + 1))
         return {name: array[start : start + self._frames] for name, array in element.items()}
 
 
@@ -83,8 +84,9 @@ def training_iterator(
     host_index: int = 0,
     host_count: int = 1,
     workers: int = 0,
+    fields: tuple[str, ...] = ("waveform", "codes"),
 ) -> BatchIterator:
-    """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`.
+    """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`, as `fields` name.
 
     `batch_size` is the global one. Host `h` reads rows `[h * b, (h + 1) * b)` of each global batch, `b = batch_size /
     host_count`, so the batches of all hosts one after another are the batch of a single host. Every epoch is shuffled
@@ -101,7 +103,7 @@ def training_iterator(
     if seed < 0:
         raise UserError(f"seed is {seed}: it must not be negative")
     batches = (
-        grain.MapDataset.source(dataset.source(split, ("waveform", "codes")))
+        grain.MapDataset.source(dataset.source(split, fields))
         .seed(seed)
         .shuffle()
         .repeat()

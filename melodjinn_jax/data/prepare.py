@@ -12,10 +12,11 @@ import numpy as np
 from melodjinn_jax import codecs
 from melodjinn_jax.config import CodecConfig, DataConfig
 from melodjinn_jax.data.audio import HOP_LENGTH, to_float32, to_int16
-from melodjinn_jax.data.dataset import Dataset, is_taken, open_dataset, write_dataset
+from melodjinn_jax.data.dataset import Dataset, is_taken, open_dataset
 from melodjinn_jax.data.one_shots import OneShots, audio_files, one_shots_for
 from melodjinn_jax.data.records import Record
 from melodjinn_jax.data.toy_drums import SPLITS, Clip, Hit, check_data, make_clips
+from melodjinn_jax.data.writer import write_dataset
 from melodjinn_jax.errors import UserError
 
 ONE_SHOTS = "one_shots.npz"

@@ -7,7 +7,7 @@ them without a copy, where a `Tensor` feature is parsed number by number.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -22,33 +22,42 @@ FEATURES = tfds.features.FeaturesDict(
     {
         "waveform": tfds.features.Text(doc="little-endian int16 [frames, hop_length]"),
         "codes": tfds.features.Text(doc="little-endian uint16 [frames, codebooks]"),
-        "ground_truth": tfds.features.Text(doc="what is known of this record, as a JSON object"),
+        "ground_truth": tfds.features.Text(doc="what is known to happen in this record, as a JSON object"),
+        "provenance": tfds.features.Text(doc="where this record is from and whose it is, as a JSON object"),
         "id": tfds.features.Text(doc="track, or track/chunk"),
     }
 )
 FIELDS = tuple(FEATURES)
+_JSON_FIELDS = ("ground_truth", "provenance")
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """A fixed-length chunk of sound: `waveform` int16 `[F, H]`, `codes` uint16 `[F, Q]`, and what is known of it."""
+    """A fixed-length chunk of sound: `waveform` int16 `[F, H]`, `codes` uint16 `[F, Q]`, and what is known of it.
+
+    `ground_truth` says what happens in it, which only a made world knows; `provenance` where it is from.
+    """
 
     id: str
     waveform: np.ndarray
     codes: np.ndarray
-    ground_truth: dict[str, Any]
+    ground_truth: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
 def serialize(record: Record) -> bytes:
-    """The record as a serialised `tf.train.Example`."""
-    return FEATURES.serialize_example(
-        {
-            "waveform": record.waveform.astype("<i2").tobytes(),
-            "codes": record.codes.astype("<u2").tobytes(),
-            "ground_truth": json.dumps(record.ground_truth),
-            "id": record.id,
-        }
-    )
+    """The record as a serialised `tf.train.Example`, the same bytes in every process."""
+    values = {
+        "waveform": record.waveform.astype("<i2").tobytes(),
+        "codes": record.codes.astype("<u2").tobytes(),
+        **{name: json.dumps(getattr(record, name)).encode() for name in _JSON_FIELDS},
+        "id": record.id.encode(),
+    }
+    example = tf_example_pb2.Example()
+    for name, value in values.items():
+        example.features.feature[name].bytes_list.value.append(value)
+    # Otherwise the order of the fields would be drawn anew by each process, and TFDS does not ask for this.
+    return bytes(example.SerializeToString(deterministic=True))
 
 
 def shard_index(record_id: str, num_shards: int) -> int:
@@ -83,7 +92,7 @@ class RecordSource:
                 self._reader = grain.sources.ArrayRecordDataSource(self._paths)
             # Parsed as the protocol buffer it is: TFDS's own parser costs ten times as much.
             values = tf_example_pb2.Example.FromString(self._reader[index]).features.feature
-            return {field: self._decode(field, values[field].bytes_list.value[0]) for field in self._fields}
+            return {name: self._decode(name, values[name].bytes_list.value[0]) for name in self._fields}
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             first = Path(self._paths[0])
             raise UserError(
@@ -91,12 +100,12 @@ class RecordSource:
                 f"remove {first.parent} and prepare it again"
             ) from error
 
-    def _decode(self, field: str, data: bytes) -> Any:
-        if field == "waveform":
-            return np.frombuffer(data, "<i2").reshape(self._shapes[field])
-        if field == "codes":
-            return np.frombuffer(data, "<u2").reshape(self._shapes[field])
-        return json.loads(data) if field == "ground_truth" else data.decode()
+    def _decode(self, name: str, data: bytes) -> Any:
+        if name == "waveform":
+            return np.frombuffer(data, "<i2").reshape(self._shapes[name])
+        if name == "codes":
+            return np.frombuffer(data, "<u2").reshape(self._shapes[name])
+        return json.loads(data) if name in _JSON_FIELDS else data.decode()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}

@@ -10,10 +10,10 @@ import numpy as np
 from melodjinn_jax.codecs import Codec
 from melodjinn_jax.config import DRUM_NAMES
 from melodjinn_jax.data.audio import write_wav
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.training.run import Run
-from melodjinn_jax.training.workdir import write_atomically
 
 EXAMPLE = "example.json"
 Presses = list[tuple[int, int]]

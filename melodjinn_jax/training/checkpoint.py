@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from melodjinn_jax.data.files import sync_folder
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.manifest import (
     DamagedCheckpointError,
@@ -35,7 +36,6 @@ from melodjinn_jax.training.manifest import (
     verify,
     write_manifest,
 )
-from melodjinn_jax.training.workdir import sync_folder
 
 if TYPE_CHECKING:
     import grain  # it imports Orbax

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.training.workdir import write_atomically
 
 MANIFEST_NAME = "manifest.json"
 

@@ -11,8 +11,8 @@ from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.training.workdir import write_atomically
 
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 """How floats that JSON lacks are written: as these strings, so that every line stays valid JSON."""

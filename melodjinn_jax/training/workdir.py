@@ -1,11 +1,9 @@
 """The work directory: everything that a run leaves behind, and the rule that two runs never mix in one."""
 
-import contextlib
 import dataclasses
 import fcntl
 import json
 import os
-import tempfile
 import types
 import typing
 from collections.abc import Iterator
@@ -13,37 +11,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from melodjinn_jax.config import Config, identity
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash or a power cut leaves the old content or the new, never a part.
-
-    Raises:
-        OSError: the disk is full or the folder cannot be written.
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it readable by its owner only
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the renames inside a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class WorkDir:

@@ -1,18 +1,14 @@
 """The report of a run: one HTML file that opens offline, made from the files of the work directory and nothing else."""
 
-import importlib.resources
-from string import Template
-
+from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.report.files import RunFiles, read_files
 from melodjinn_jax.evaluation.report.headline import header, tiles
-from melodjinn_jax.evaluation.report.markup import Html, join, tag
 from melodjinn_jax.evaluation.report.numbers import commands, confusion, numbers, settings
+from melodjinn_jax.evaluation.report.page import render_page
 from melodjinn_jax.evaluation.report.sound import control, listen, one_clip
 from melodjinn_jax.evaluation.report.training import training
-from melodjinn_jax.training.workdir import WorkDir, write_atomically
-
-_TEMPLATE = "page.html.tmpl"
+from melodjinn_jax.training.workdir import WorkDir
 
 
 def write_report(workdir: WorkDir) -> None:
@@ -42,14 +38,5 @@ def render(files: RunFiles) -> str:
         "settings": ("Settings", settings(files)),
         "commands": ("Play on", commands(files)),
     }
-    shown = {name: part for name, part in parts.items() if part[1]}
-    links = [tag("a", title, href=f"#{name}") for name, (title, _) in shown.items()]
-    body = [tag("section", content, id=name) for name, (_, content) in shown.items()]
-    template = importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
-    return Template(template).substitute(
-        title=join([f"{files.config.name}: Melodjinn run report"]),
-        header=header(files),
-        tiles=tiles(files),
-        links=Html("".join(links)),
-        sections=Html("".join(body)),
-    )
+    footer = "Made by Melodjinn from the files of the work directory of the run. This page needs no network."
+    return render_page(f"{files.config.name}: Melodjinn run report", header(files), tiles(files), parts, footer)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-_VOID = frozenset({"input"})
+_VOID = frozenset({"img", "input"})
 
 
 class Html(str):
