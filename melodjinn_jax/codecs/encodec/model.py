@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melodjinn_jax.codecs.encodec.layers import conv, conv_transpose, lstm
+from melodjinn_jax.codecs.encodec.layers import conv, conv_transpose, elu, lstm
 
 SAMPLE_RATE = 24000
 STRIDES = (2, 4, 5, 8)
@@ -85,10 +85,10 @@ def embed(params: Params, stream: Stream, waveform: jax.Array) -> tuple[Stream, 
     new["first"], x = conv(params["first"], memory["first"], started, waveform[..., None])
     for layers, past, stride in zip(params["stages"], memory["stages"], STRIDES, strict=True):
         block, x = _block(layers["block"], past["block"], started, x)
-        down, x = conv(layers["down"], past["down"], started, jax.nn.elu(x), stride)
+        down, x = conv(layers["down"], past["down"], started, elu(x), stride)
         new["stages"].append({"block": block, "down": down})
     new["lstm"], x = lstm(params["lstm"], memory["lstm"], x)
-    new["last"], latents = conv(params["last"], memory["last"], started, jax.nn.elu(x))
+    new["last"], latents = conv(params["last"], memory["last"], started, elu(x))
     return Stream(jnp.ones_like(started), new), latents
 
 
@@ -99,17 +99,17 @@ def synthesize(params: Params, stream: Stream, latents: jax.Array) -> tuple[Stre
     new["first"], x = conv(params["first"], memory["first"], started, latents)
     new["lstm"], x = lstm(params["lstm"], memory["lstm"], x)
     for layers, past in zip(params["stages"], memory["stages"], strict=True):
-        up, x = conv_transpose(layers["up"], past["up"], jax.nn.elu(x))
+        up, x = conv_transpose(layers["up"], past["up"], elu(x))
         block, x = _block(layers["block"], past["block"], started, x)
         new["stages"].append({"up": up, "block": block})
-    new["last"], waveform = conv(params["last"], memory["last"], started, jax.nn.elu(x))
+    new["last"], waveform = conv(params["last"], memory["last"], started, elu(x))
     return Stream(jnp.ones_like(started), new), waveform[..., 0]
 
 
 def _block(layers: Params, past: jax.Array, started: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A convolution to half the channels and a product back, beside a product as the way around."""
-    new, h = conv(layers["narrow"], past, started, jax.nn.elu(x))
-    h = jax.nn.elu(h) @ layers["widen"]["kernel"] + layers["widen"]["bias"]
+    new, h = conv(layers["narrow"], past, started, elu(x))
+    h = elu(h) @ layers["widen"]["kernel"] + layers["widen"]["bias"]
     return new, h + x @ layers["around"]["kernel"] + layers["around"]["bias"]
 
 
