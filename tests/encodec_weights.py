@@ -1,4 +1,4 @@
-"""Random weights of the 24 kHz EnCodec as its published file holds them, by the layout that tests/tools wrote."""
+"""Random weights of the 24 kHz EnCodec as its published file holds them, and a proof that codes differ only by ties."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from melodjinn_jax.codecs import EncodecCodec
 from melodjinn_jax.codecs.encodec.model import build_params, embed, initial_encoder
 from melodjinn_jax.codecs.encodec.weights import fold
 
 LAYOUT: dict[str, list[int]] = json.loads((Path(__file__).parent / "encodec_layout.json").read_text())
+"""Shapes by name, as tests/tools/encodec_layout.py wrote them."""
 _GAIN, _DIRECTION = ".parametrizations.weight.original0", ".parametrizations.weight.original1"
+_compiled_embed = jax.jit(embed)
 
 
 def published_weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -52,5 +55,36 @@ def _latents(tensors: dict[str, np.ndarray], rng: np.random.Generator) -> np.nda
     levels = np.repeat(10 ** rng.uniform(-2, 0, (4, 40)), 960, axis=1)
     noise = (0.5 * levels * rng.normal(size=levels.shape)).astype(np.float32)
     params = build_params(fold(tensors, "drawn"))["encoder"]
-    _, latents = jax.jit(embed)(params, initial_encoder(len(noise)), noise)
+    _, latents = _compiled_embed(params, initial_encoder(len(noise)), noise)
     return np.asarray(latents).reshape(-1, latents.shape[-1]).astype(np.float64)
+
+
+def embed_whole(codec: EncodecCodec, waveform: np.ndarray) -> np.ndarray:
+    """Latents float32 [B, F, 128] of whole clips, before quantisation."""
+    return np.asarray(_compiled_embed(codec._params["encoder"], initial_encoder(len(waveform)), waveform)[1])
+
+
+def codes_beyond_ties(
+    codec: EncodecCodec, latents: np.ndarray, codes: np.ndarray, others: np.ndarray, latent_error: float
+) -> list[str]:
+    """Frames in which two encoders differ by more than a tie; each as a line with the gap and what rounding allows.
+
+    Where codes first differ, both encoders quantised the same residual r up to `latent_error`, the largest norm of the
+    difference of their latents. Entries a and b then may change places if their squared distances to r differ by at
+    most 2 |a - b| latent_error, plus the rounding of a squared distance in float32 on either side. What follows a tie
+    in its frame says nothing.
+    """
+    entries = np.asarray(codec._params["codebooks"], np.float64)
+    epsilon = float(np.finfo(np.float32).eps)
+    beyond = []
+    for row, frame in np.argwhere((codes != others).any(axis=2)):
+        mine, theirs = codes[row, frame], others[row, frame]
+        q = int((mine != theirs).argmax())
+        r = latents[row, frame] - sum(entries[i, mine[i]] for i in range(q))
+        a, b = entries[q, mine[q]], entries[q, theirs[q]]
+        gap = abs(((r - a) ** 2).sum() - ((r - b) ** 2).sum())
+        terms = (r**2).sum() + 2 * np.linalg.norm(r) * max(np.linalg.norm(a), np.linalg.norm(b)) + (a**2 + b**2).sum()
+        allowed = 2 * np.linalg.norm(a - b) * latent_error + 8 * epsilon * terms
+        if gap > allowed:
+            beyond.append(f"clip {row}, frame {frame}, codebook {q}: a gap of {gap:.2e} against {allowed:.2e}")
+    return beyond
