@@ -47,7 +47,7 @@ def _few_threads():
 
 @installed
 @pytest.mark.usefixtures("_few_threads")
-@pytest.mark.parametrize("bandwidth", [1.5, 6.0, 24.0])
+@pytest.mark.parametrize("bandwidth", [3.0, 24.0])
 def test_recordings_have_the_codes_and_the_sound_of_the_reference(tensors, music, bandwidth):
     codec, reference = EncodecCodec(fold(tensors, "drawn"), bandwidth), ReferenceCodec(tensors, bandwidth)
     codes, expected = codec.encode(music), reference.encode(music)
@@ -63,7 +63,7 @@ def test_recordings_have_the_codes_and_the_sound_of_the_reference(tensors, music
 
 @installed
 @pytest.mark.usefixtures("_few_threads")
-@pytest.mark.parametrize("frames", [1, 2, 6, 7, 8])
+@pytest.mark.parametrize("frames", [1, 6, 8])
 def test_clips_shorter_than_the_mirror_too(tensors, rng, frames):
     codec, reference = EncodecCodec(fold(tensors, "drawn"), 3.0), ReferenceCodec(tensors, 3.0)
     waveform = (0.2 * rng.normal(size=(2, frames * HOP_LENGTH))).astype(np.float32)

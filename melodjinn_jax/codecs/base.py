@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from melodjinn_jax.errors import UserError
@@ -26,7 +27,7 @@ class CodecState(NamedTuple):
     decoder: Any
 
 
-Advance = Callable[[CodecState, np.ndarray], tuple[CodecState, jax.Array]]
+Advance = Callable[[CodecState, jax.Array], tuple[CodecState, jax.Array]]
 
 
 class Codec(ABC):
@@ -78,7 +79,7 @@ class Codec(ABC):
             )
         frames = waveform.reshape(len(waveform), -1, self.hop_length)
 
-        def advance(state: CodecState, chunk: np.ndarray) -> tuple[CodecState, jax.Array]:
+        def advance(state: CodecState, chunk: jax.Array) -> tuple[CodecState, jax.Array]:
             return self.encode_chunk(state, chunk.reshape(len(chunk), -1))
 
         return self._in_rows(advance, frames)
@@ -105,7 +106,8 @@ class Codec(ABC):
         state, results = self.initial_state(batch), []
         for start in range(0, total, length):
             chunk = frames[:, start : start + length]
-            state, result = advance(state, np.pad(chunk, [(0, 0), (0, length - chunk.shape[1]), (0, 0)]))
+            padded = np.pad(chunk, [(0, 0), (0, length - chunk.shape[1]), (0, 0)])
+            state, result = advance(state, jnp.asarray(padded))
             results.append(np.asarray(result))
         whole = np.concatenate(results, axis=1)
         return whole[:, : whole.shape[1] * total // (len(results) * length)]
@@ -158,4 +160,3 @@ def _header_file(header: dict[str, Any], arrays_file: bytes) -> bytes:
     text = json.dumps(header, sort_keys=True)
     digest = hashlib.sha256(text.encode() + arrays_file).hexdigest()
     return json.dumps({**header, "digest": digest}, sort_keys=True, indent=1).encode()
-

@@ -30,14 +30,14 @@ BANDWIDTHS = {1.5: 2, 3.0: 4, 6.0: 8, 12.0: 16, 24.0: 32}
 
 
 @jax.jit
-def encode_chunk(params: dict[str, Params], stream: Stream, waveform: jax.Array) -> tuple[Stream, jax.Array]:
+def encode_chunk(params: Params, stream: Stream, waveform: jax.Array) -> tuple[Stream, jax.Array]:
     """The new encoder state, and codes int32 [B, F, Q] of a waveform [B, F * H]."""
     stream, latents = embed(params["encoder"], stream, waveform)
     return stream, quantize(params["codebooks"], latents)[1]
 
 
 @jax.jit
-def decode_chunk(params: dict[str, Params], stream: Stream, codes: jax.Array) -> tuple[Stream, jax.Array]:
+def decode_chunk(params: Params, stream: Stream, codes: jax.Array) -> tuple[Stream, jax.Array]:
     """The new decoder state, and the waveform float32 [B, F * H] of codes [B, F, Q]; computed in the state's type."""
     latents = lookup(params["codebooks"], codes).astype(stream.memory["first"].dtype)
     stream, waveform = synthesize(params["decoder"], stream, latents)
@@ -60,7 +60,9 @@ class EncodecCodec(Codec):
         Raises `UserError` for a bandwidth that the model does not have.
         """
         if bandwidth not in BANDWIDTHS:
-            raise UserError(f"bandwidth {bandwidth:g} kbps: EnCodec has {', '.join(f'{kbps:g}' for kbps in BANDWIDTHS)}")
+            raise UserError(
+                f"bandwidth {bandwidth:g} kbps: EnCodec has {', '.join(f'{kbps:g}' for kbps in BANDWIDTHS)}"
+            )
         self.bandwidth = float(bandwidth)
         self.num_codebooks = BANDWIDTHS[bandwidth]
         weights = {name: weights[name] for name in layout(self.num_codebooks)}
@@ -82,7 +84,7 @@ class EncodecCodec(Codec):
     def from_published(
         cls, bandwidth: float, file: str | Path | None = None, decoder_dtype: Any = jnp.float32
     ) -> "EncodecCodec":
-        """With the published weights, from a local safetensors file or the Hub. Raises `UserError` if there are none."""
+        """With the published weights, of a safetensors file or of the Hub. Raises `UserError` if there are none."""
         return cls(read_weights(file), bandwidth, decoder_dtype)
 
     @classmethod

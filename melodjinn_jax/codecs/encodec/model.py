@@ -1,8 +1,8 @@
 """The networks of the 24 kHz EnCodec (Defossez et al. 2022, "High Fidelity Neural Audio Compression").
 
-The encoder is a convolution, four stages that each halve nothing but time (a residual block, then a convolution that
-strides by 2, 4, 5 and 8 and doubles the channels), two LSTM layers and a last convolution to latents; the decoder is
-its mirror. 320 samples make a frame. All of it is causal but for the first frames of a stream, see `START_FRAMES`.
+The encoder is a convolution, four stages (a residual block, then a convolution that strides by 2, 4, 5 or 8 and doubles
+the channels), two LSTM layers and a last convolution to latents; the decoder is its mirror image. 320 samples make a
+frame. All of it is causal but for the first frames of a stream, see `START_FRAMES`.
 """
 
 from typing import Any, NamedTuple
@@ -113,7 +113,7 @@ def _block(layers: Params, past: jax.Array, started: jax.Array, x: jax.Array) ->
     return new, h + x @ layers["around"]["kernel"] + layers["around"]["bias"]
 
 
-def build_params(weights: dict[str, np.ndarray]) -> dict[str, Params]:
+def build_params(weights: dict[str, np.ndarray]) -> Params:
     """`encoder`, `decoder` and `codebooks` [Q, K, Z] in the arrangement of this module's functions.
 
     `weights` are folded ones, by their published names (see `weights.layout`): convolutions [out, in, K], transposed
@@ -122,7 +122,7 @@ def build_params(weights: dict[str, np.ndarray]) -> dict[str, Params]:
     encoder, decoder = "encoder.layers.", "decoder.layers."
     stages = range(len(STRIDES))
     books = [weights[name] for q in range(MAX_CODEBOOKS) if (name := f"quantizer.layers.{q}.codebook.embed") in weights]
-    params: dict[str, Params] = {
+    params: Params = {
         "encoder": {
             "first": _conv_layer(weights, f"{encoder}0"),
             "stages": [
@@ -148,7 +148,8 @@ def build_params(weights: dict[str, np.ndarray]) -> dict[str, Params]:
             "last": _conv_layer(weights, f"{decoder}15"),
         },
     }
-    return jax.tree.map(jnp.asarray, params | {"codebooks": np.stack(books)})
+    on_device: Params = jax.tree.map(jnp.asarray, params | {"codebooks": np.stack(books)})
+    return on_device
 
 
 def _conv_layer(weights: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
