@@ -29,12 +29,15 @@ setup(
         "numpy>=2.0",
         "scipy>=1.14",
         "soundfile>=0.13",
+        "safetensors>=0.4",
         "tyro>=1.0",
         "tqdm>=4.66",
         "matplotlib>=3.9",
     ],
     extras_require={
         "beam": ["apache-beam>=2.60"],
+        # The reference to compare EnCodec with, under CC BY-NC 4.0. Install torch first, in the build that you want.
+        "encodec": ["torch>=2.6", "encodec==0.1.1"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.13"],
     },
 )

@@ -51,23 +51,34 @@ def test_a_code_depends_on_no_later_sample(codec, clips, rng):
 
 
 def test_sound_depends_on_no_later_code_and_forgets_old_ones(codec, codes):
-    frame = 8
+    frame, remembered = 8, 7
     changed = codes.copy()
     changed[:, frame] = (changed[:, frame] + 1) % codec.codebook_size
     difference = np.abs(codec.decode(codes) - codec.decode(changed)).reshape(3, FRAMES, HOP).max(axis=(0, 2))
     assert difference[:frame].max() < 1e-6
     assert difference[frame] > 1e-4
-    assert difference[frame + codec.receptive_field :].max() < 1e-6
-    assert difference[frame + codec.receptive_field - 1] > 1e-6
+    assert difference[frame + remembered :].max() < 1e-6
+    assert difference[frame + remembered - 1] > 1e-6
 
 
-def test_a_stream_sounds_like_the_whole_clip(codec, codes):
-    whole = codec.decode(codes).reshape(3, FRAMES, HOP)
-    past = np.zeros((3, codec.receptive_field - 1, codec.num_codebooks), int)  # code 0 is silence
-    stream = np.concatenate([past, codes], axis=1)
-    for frame in range(FRAMES):
-        newest = codec.decode(stream[:, frame : frame + codec.receptive_field])[:, -HOP:]
-        np.testing.assert_allclose(newest, whole[:, frame], atol=1e-5)
+@pytest.mark.parametrize("length", [1, 3, 8])
+def test_a_stream_of_chunks_equals_the_whole_clip(codec, codes, clips, length):
+    state = codec.initial_state(3)
+    heard, sounded = [], []
+    for start in range(0, FRAMES, length):
+        state, chunk = codec.encode_chunk(state, clips[:3, start * HOP : (start + length) * HOP])
+        heard.append(chunk)
+        state, chunk = codec.decode_chunk(state, codes[:, start : start + length])
+        sounded.append(chunk)
+    np.testing.assert_array_equal(np.concatenate(heard, axis=1), codec.encode(clips[:3]))
+    np.testing.assert_allclose(np.concatenate(sounded, axis=1), codec.decode(codes), atol=1e-5)
+
+
+def test_a_long_clip_in_chunks_equals_one_call(codec, codes, clips, monkeypatch):
+    whole_codes, whole_sound = codec.encode(clips), codec.decode(codes)
+    monkeypatch.setattr(codec, "chunk_frames", 7)
+    np.testing.assert_array_equal(codec.encode(clips), whole_codes)
+    np.testing.assert_allclose(codec.decode(codes), whole_sound, atol=1e-5)
 
 
 def test_large_batches_equal_single_clips(codec, clips):
@@ -152,3 +163,5 @@ def test_impossible_sound_is_refused(clips, codec):
         codec.encode(clips[:, :-1])
     with pytest.raises(UserError, match="codes"):
         codec.decode(np.zeros((1, 4, 3), int))
+    with pytest.raises(UserError, match="frames"):
+        codec.encode(clips[:, :0])

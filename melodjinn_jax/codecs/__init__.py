@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from melodjinn_jax.codecs.base import Codec, read_codec_files, require_same_codec
+from melodjinn_jax.codecs.base import Codec, CodecState, read_codec_files, require_same_codec
+from melodjinn_jax.codecs.encodec import EncodecCodec
 from melodjinn_jax.codecs.fit import fit_codec
 from melodjinn_jax.codecs.fitted import FittedCodec
 from melodjinn_jax.errors import UserError
 
-__all__ = ["Codec", "FittedCodec", "fit_codec", "load_codec", "require_same_codec"]
+__all__ = ["Codec", "CodecState", "EncodecCodec", "FittedCodec", "fit_codec", "load_codec", "require_same_codec"]
 
-_KINDS = {FittedCodec.kind: FittedCodec}
+_KINDS: dict[str, type[Codec]] = {FittedCodec.kind: FittedCodec, EncodecCodec.kind: EncodecCodec}
 
 
 def load_codec(folder: str | Path) -> Codec:

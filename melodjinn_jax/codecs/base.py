@@ -7,23 +7,35 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from melodjinn_jax.errors import UserError
 
 HEADER_FILE = "codec.json"
 ARRAYS_FILE = "codec.npz"
-_CHUNK = 16
+_ROWS = 16
+
+
+class CodecState(NamedTuple):
+    """What a stream carries from chunk to chunk, for each way; every array in it has the batch in front."""
+
+    encoder: Any
+    decoder: Any
+
+
+Advance = Callable[[CodecState, jax.Array], tuple[CodecState, jax.Array]]
 
 
 class Codec(ABC):
     """Waveforms to codes and back, frame by frame.
 
     Causal both ways: the codes of frame f depend on samples of frames <= f only, and the sound of frame f on codes of
-    frames f - receptive_field + 1 .. f only. So decoding the last `receptive_field` frames gives the newest frame of
-    a stream, the same as in the whole clip, without delay.
+    frames <= f only; the first `start_frames` frames of a clip may depend on each other. So a stream of chunks with
+    carried state, the first of them of `start_frames` or more, gives what the whole clip gives, without delay.
     """
 
     kind: ClassVar[str]
@@ -31,8 +43,10 @@ class Codec(ABC):
     hop_length: int
     num_codebooks: int
     codebook_size: int
-    receptive_field: int
-    """Frames of codes that one decoded frame depends on, itself included."""
+    start_frames: int
+    """Frames that the first chunk of a stream must hold for the stream to equal the whole clip."""
+    chunk_frames: int
+    """Frames that `encode` and `decode` take at a time, so that the length of a clip costs no memory."""
 
     def __init__(self, header: dict[str, Any], arrays: dict[str, np.ndarray]):
         self._files = _to_files({"kind": self.kind, **header}, arrays)
@@ -45,26 +59,58 @@ class Codec(ABC):
         """The codec that was saved as `header` and `arrays`."""
 
     @abstractmethod
-    def _encode(self, waveform: np.ndarray) -> np.ndarray: ...
+    def initial_state(self, batch: int) -> CodecState:
+        """The state before the first chunk of `batch` streams."""
 
     @abstractmethod
-    def _decode(self, codes: np.ndarray) -> np.ndarray: ...
+    def encode_chunk(self, state: CodecState, waveform: jax.Array) -> tuple[CodecState, jax.Array]:
+        """The new state, and codes int32 [B, F, Q] of the next F frames, float32 [B, F * H]; pure and compiled."""
+
+    @abstractmethod
+    def decode_chunk(self, state: CodecState, codes: jax.Array) -> tuple[CodecState, jax.Array]:
+        """The new state, and the sound float32 [B, F * H] of the next F frames' codes [B, F, Q]; pure and compiled."""
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
         """float32 [B, F * H] -> codes int32 [B, F, Q]. Raises `UserError` if it is not a whole number of frames."""
         waveform = np.asarray(waveform, np.float32)
-        if waveform.ndim != 2 or waveform.shape[1] % self.hop_length:
+        if waveform.ndim != 2 or waveform.shape[1] % self.hop_length or not waveform.shape[1]:
             raise UserError(
                 f"a waveform {list(waveform.shape)} is no batch of whole frames of {self.hop_length} samples"
             )
-        return _in_chunks(self._encode, waveform)
+        frames = waveform.reshape(len(waveform), -1, self.hop_length)
+
+        def advance(state: CodecState, chunk: jax.Array) -> tuple[CodecState, jax.Array]:
+            return self.encode_chunk(state, chunk.reshape(len(chunk), -1))
+
+        return self._in_rows(advance, frames)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes int [B, F, Q] -> float32 [B, F * H]. Before the first frame, the decoder takes silence."""
+        """Codes int [B, F, Q] -> float32 [B, F * H]. Raises `UserError` for another shape, or without a frame."""
         codes = np.asarray(codes, np.int32)
-        if codes.ndim != 3 or codes.shape[2] != self.num_codebooks:
+        if codes.ndim != 3 or codes.shape[2] != self.num_codebooks or not codes.shape[1]:
             raise UserError(f"codes {list(codes.shape)} are not of the shape [batch, frames, {self.num_codebooks}]")
-        return _in_chunks(self._decode, codes)
+        return self._in_rows(self.decode_chunk, codes)
+
+    def _in_rows(self, advance: Advance, frames: np.ndarray) -> np.ndarray:
+        """A fixed number of rows at a time, so that large batches of any size share one compiled function."""
+        if len(frames) <= _ROWS:
+            return self._in_chunks(advance, frames)
+        padded = np.pad(frames, [(0, -len(frames) % _ROWS), (0, 0), (0, 0)])
+        rows = [self._in_chunks(advance, padded[i : i + _ROWS]) for i in range(0, len(padded), _ROWS)]
+        return np.concatenate(rows)[: len(frames)]
+
+    def _in_chunks(self, advance: Advance, frames: np.ndarray) -> np.ndarray:
+        """`chunk_frames` frames [B, F, ...] at a time, with carried state; the last chunk is padded, then cut."""
+        batch, total = frames.shape[:2]
+        length = min(total, self.chunk_frames)
+        state, results = self.initial_state(batch), []
+        for start in range(0, total, length):
+            chunk = frames[:, start : start + length]
+            padded = np.pad(chunk, [(0, 0), (0, length - chunk.shape[1]), (0, 0)])
+            state, result = advance(state, jnp.asarray(padded))
+            results.append(np.asarray(result))
+        whole = np.concatenate(results, axis=1)
+        return whole[:, : whole.shape[1] * total // (len(results) * length)]
 
     def save(self, folder: str | Path) -> None:
         """Write `codec.json` and `codec.npz` into a folder, which is made if it does not exist."""
@@ -114,12 +160,3 @@ def _header_file(header: dict[str, Any], arrays_file: bytes) -> bytes:
     text = json.dumps(header, sort_keys=True)
     digest = hashlib.sha256(text.encode() + arrays_file).hexdigest()
     return json.dumps({**header, "digest": digest}, sort_keys=True, indent=1).encode()
-
-
-def _in_chunks(function: Callable[[np.ndarray], np.ndarray], batch: np.ndarray) -> np.ndarray:
-    """Apply a compiled function to a fixed number of rows at a time, so that large batches of any size share one."""
-    if len(batch) <= _CHUNK:
-        return np.asarray(function(batch))
-    padded = np.pad(batch, [(0, -len(batch) % _CHUNK)] + [(0, 0)] * (batch.ndim - 1))
-    chunks = [np.asarray(function(padded[i : i + _CHUNK])) for i in range(0, len(padded), _CHUNK)]
-    return np.concatenate(chunks)[: len(batch)]

@@ -14,7 +14,16 @@ import numpy as np
 import optax
 from optax import contrib
 
-from melodjinn_jax.codecs.fitted import HOP_LENGTH, FittedCodec, Params, embed, initial_params, synthesize
+from melodjinn_jax.codecs.fitted import (
+    HOP_LENGTH,
+    FittedCodec,
+    Params,
+    embed,
+    initial_params,
+    silent_frame,
+    silent_past,
+    synthesize,
+)
 from melodjinn_jax.codecs.rvq import Codebooks, initial_codebooks, quantize, update_codebooks
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.errors import UserError
@@ -145,11 +154,11 @@ def _loss(
     entries: jax.Array, target: jax.Array, quantized: jax.Array, power: jax.Array, params: Params
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Reconstruction and commitment, with the codes and residuals that the codebooks learn from."""
-    latents = embed(params, target)
+    _, latents = embed(params, silent_frame(len(target)), target)
     fixed = jax.lax.stop_gradient(latents)
     nearest, codes, residuals = quantize(entries, fixed)
     # Straight through: the decoder gets the codes' latents, the encoder the decoder's gradient.
-    decoded = synthesize(params, latents + quantized * (nearest - fixed))
+    _, decoded = synthesize(params, silent_past(len(target)), latents + quantized * (nearest - fixed))
     commitment = quantized * ((latents - nearest) ** 2).mean() / ((fixed**2).mean() + 1e-9)
     return _reconstruction_loss(target, decoded, power) + _COMMITMENT * commitment, (codes, residuals)
 
@@ -179,8 +188,8 @@ def _stft_magnitudes(waveform: jax.Array, window: int, hop: int) -> jax.Array:
 def _sounding_latents(params: Params, waveforms: np.ndarray, seed: int) -> np.ndarray:
     """Latents [n, Z] of frames that sound: silence is most of a clip and would draw most of the entries."""
     clips = waveforms[np.abs(waveforms).max(axis=1) > _SILENCE][:_KMEANS_CLIPS]
-    compiled = jax.jit(embed)
-    latents = np.concatenate([np.asarray(compiled(params, clips[i : i + 16])) for i in range(0, len(clips), 16)])
+    compiled = jax.jit(lambda clips: embed(params, silent_frame(len(clips)), clips)[1])
+    latents = np.concatenate([np.asarray(compiled(clips[i : i + 16])) for i in range(0, len(clips), 16)])
     sounding = np.abs(clips).reshape(len(clips), -1, HOP_LENGTH).max(axis=-1) > _SILENCE
     points = latents[sounding]
     order = np.random.default_rng(seed).permutation(len(points))[:_KMEANS_FRAMES]

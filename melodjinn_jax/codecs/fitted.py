@@ -7,13 +7,13 @@ into the next frame. It is judged by what is heard through it, not by its signal
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from melodjinn_jax.codecs.base import Codec
+from melodjinn_jax.codecs.base import Codec, CodecState
 from melodjinn_jax.codecs.rvq import lookup, quantize
 
 SAMPLE_RATE = 24000
@@ -25,6 +25,7 @@ _WIDTH = 128
 _LEVELS = 16  # short-time levels per frame
 _NUM_FEATURES = HOP_LENGTH + 2 * _LEVELS
 _MAX_EXPONENT = 8.0
+_SECONDS_AT_ONCE = 20
 
 Params = dict[str, list[dict[str, jax.Array]]]
 """Layers of `encoder` and `decoder`, each with a kernel [in, out] and a bias [out]."""
@@ -87,10 +88,8 @@ def _network(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
     return apply(x) - apply(jnp.zeros((1, x.shape[-1])))
 
 
-def _features(waveform: jax.Array) -> jax.Array:
-    """What the encoder sees, [B, F, features], of a waveform [B, F * H]; zero for silence."""
-    frames = waveform.reshape(waveform.shape[0], -1, HOP_LENGTH)
-    past = jnp.pad(frames, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+def _features(frames: jax.Array, past: jax.Array) -> jax.Array:
+    """What the encoder sees, [B, F, features], of frames [B, F, H] and the ones before each; zero for silence."""
     spectrum = jnp.concatenate([past, frames], axis=-1) @ _ANALYSIS
     slope = jnp.diff(frames, axis=-1, prepend=past[..., -1:])  # the levels of what is high in pitch
 
@@ -102,30 +101,55 @@ def _features(waveform: jax.Array) -> jax.Array:
     return jnp.concatenate([compressed, levels(frames), levels(slope)], axis=-1)
 
 
-def embed(params: Params, waveform: jax.Array) -> jax.Array:
-    """Latents [B, F, Z] of a waveform [B, F * H], before quantisation."""
-    return _network(params["encoder"], _features(waveform))
+class Sounding(NamedTuple):
+    """What the decoder keeps of the past: the last latents [B, C, Z] and the tail [B, 1, T] of the last frame."""
+
+    latents: jax.Array
+    tail: jax.Array
 
 
-def synthesize(params: Params, latents: jax.Array) -> jax.Array:
-    """Waveform [B, F * H] of latents [B, F, Z]; before the first frame, silence."""
+def silent_frame(batch: int) -> jax.Array:
+    """The frame [B, 1, H] before the first one."""
+    return jnp.zeros((batch, 1, HOP_LENGTH))
+
+
+def silent_past(batch: int) -> Sounding:
+    """The state of a decoder before the first frame."""
+    return Sounding(jnp.zeros((batch, _CONTEXT, LATENT_DIM)), jnp.zeros((batch, 1, _TAIL)))
+
+
+def embed(params: Params, last: jax.Array, waveform: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The last frame, and latents [B, F, Z] of a waveform [B, F * H] that follows the frame `last` [B, 1, H]."""
+    frames = waveform.reshape(waveform.shape[0], -1, HOP_LENGTH)
+    past = jnp.concatenate([last, frames[:, :-1]], axis=1)
+    return frames[:, -1:], _network(params["encoder"], _features(frames, past))
+
+
+def synthesize(params: Params, past: Sounding, latents: jax.Array) -> tuple[Sounding, jax.Array]:
+    """The new past, and the waveform [B, F * H] of latents [B, F, Z] that follow `past`."""
     B, F, _ = latents.shape
-    past = [jnp.pad(latents, ((0, 0), (age, 0), (0, 0)))[:, :F] for age in range(_CONTEXT + 1)]
-    exponents = _network(params["decoder"], jnp.concatenate(past, axis=-1))
+    known = jnp.concatenate([past.latents, latents], axis=1)
+    seen = [known[:, _CONTEXT - age : _CONTEXT - age + F] for age in range(_CONTEXT + 1)]
+    exponents = _network(params["decoder"], jnp.concatenate(seen, axis=-1))
     amplitudes = jnp.sinh(jnp.clip(exponents, -_MAX_EXPONENT, _MAX_EXPONENT)) / 10
     sound = amplitudes @ _SYNTHESIS.T
-    tails = jnp.pad(sound[:, :-1, HOP_LENGTH:], ((0, 0), (1, 0), (0, HOP_LENGTH - _TAIL)))
-    return (sound[..., :HOP_LENGTH] + tails).reshape(B, F * HOP_LENGTH)
+    tails = jnp.concatenate([past.tail, sound[..., HOP_LENGTH:]], axis=1)
+    overlap = jnp.pad(tails[:, :-1], ((0, 0), (0, 0), (0, HOP_LENGTH - _TAIL)))
+    return Sounding(known[:, F:], tails[:, -1:]), (sound[..., :HOP_LENGTH] + overlap).reshape(B, F * HOP_LENGTH)
 
 
 @jax.jit
-def _encode(params: Params, entries: jax.Array, waveform: jax.Array) -> jax.Array:
-    return quantize(entries, embed(params, waveform))[1]
+def _encode(params: Params, entries: jax.Array, last: jax.Array, waveform: jax.Array) -> tuple[jax.Array, jax.Array]:
+    last, latents = embed(params, last, waveform)
+    return last, quantize(entries, latents)[1]
 
 
 @jax.jit
-def _decode(params: Params, entries: jax.Array, gain: jax.Array, codes: jax.Array) -> jax.Array:
-    return gain * synthesize(params, lookup(entries, codes))
+def _decode(
+    params: Params, entries: jax.Array, gain: jax.Array, past: Sounding, codes: jax.Array
+) -> tuple[Sounding, jax.Array]:
+    past, waveform = synthesize(params, past, lookup(entries, codes))
+    return past, gain * waveform
 
 
 class FittedCodec(Codec):
@@ -137,7 +161,8 @@ class FittedCodec(Codec):
     kind = "fitted"
     sample_rate = SAMPLE_RATE
     hop_length = HOP_LENGTH
-    receptive_field = _CONTEXT + 2  # the tail of the last frame reaches into this one
+    start_frames = 1
+    chunk_frames = _SECONDS_AT_ONCE * SAMPLE_RATE // HOP_LENGTH
 
     def __init__(self, params: Params, entries: np.ndarray, gain: float):
         self.num_codebooks, self.codebook_size, _ = entries.shape
@@ -165,8 +190,13 @@ class FittedCodec(Codec):
                 layers.append({part: jnp.asarray(arrays[f"{prefix}.{part}"]) for part in ("kernel", "bias")})
         return cls(params, arrays["codebooks"], float(arrays["gain"]))
 
-    def _encode(self, waveform: np.ndarray) -> np.ndarray:
-        return np.asarray(_encode(self._params, self._entries, waveform))
+    def initial_state(self, batch: int) -> CodecState:
+        return CodecState(silent_frame(batch), silent_past(batch))
 
-    def _decode(self, codes: np.ndarray) -> np.ndarray:
-        return np.asarray(_decode(self._params, self._entries, self._gain, codes))
+    def encode_chunk(self, state: CodecState, waveform: jax.Array) -> tuple[CodecState, jax.Array]:
+        last, codes = _encode(self._params, self._entries, state.encoder, waveform)
+        return state._replace(encoder=last), codes
+
+    def decode_chunk(self, state: CodecState, codes: jax.Array) -> tuple[CodecState, jax.Array]:
+        past, waveform = _decode(self._params, self._entries, self._gain, state.decoder, codes)
+        return state._replace(decoder=past), waveform
