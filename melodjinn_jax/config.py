@@ -91,7 +91,7 @@ class LatentActionConfig:
     """Most codes of the EMA codebook; the number in use is discovered."""
     fsq_levels: tuple[int, ...] = (2, 2)
     """Levels of each FSQ dimension; their product is the number of codes."""
-    kl_weight: float = 0.0035
+    kl_weight: float = 0.002
     """Price of information in the continuous warm-up; this price is what makes a NOOP."""
     commitment_weight: float = 0.0125
     """Weight of the commitment loss under a codebook."""
