@@ -77,6 +77,8 @@ class LatentActionConfig:
     """Blocks of the causal decoder."""
     window: int = 24
     """Blocks that each attention layer looks back over; the encoder sees encoder_layers * (window - 1) + 1 in all."""
+    horizon: int = 2
+    """Blocks that the decoder predicts from one action: the action's own and those after it."""
     latent_dim: int = 8
     """Width of a latent action (Z)."""
     bottleneck: Literal["ema_vq", "fsq"] = "ema_vq"
@@ -89,7 +91,7 @@ class LatentActionConfig:
     """Most codes of the EMA codebook; the number in use is discovered."""
     fsq_levels: tuple[int, ...] = (2, 2)
     """Levels of each FSQ dimension; their product is the number of codes."""
-    kl_weight: float = 0.005
+    kl_weight: float = 0.002
     """Price of information in the continuous warm-up; this price is what makes a NOOP."""
     commitment_weight: float = 0.0125
     """Weight of the commitment loss under a codebook."""
@@ -99,10 +101,10 @@ class LatentActionConfig:
     """Cluster centres closer than this, in units of the warm-up's noise, are one code."""
     gradient: Literal["reconstruction", "dynamics"] = "reconstruction"
     """What trains the LAM: its own decoder's reconstruction, or (decoder-free) the dynamics model's cross entropy."""
-    merge_cosine: float = 0.93
-    """Codes whose effects on the sound have a cosine above this become one key."""
-    noop_threshold: float = 0.32
-    """A code whose effect is below this share of the median strong effect is NOOP."""
+    merge_error: float = 0.07
+    """A code joins the key whose sound leaves less than this share of the code's own effect unexplained."""
+    noop_threshold: float = 0.2
+    """A code whose effect is below this share of the median effect of events is NOOP, or a key's tail."""
     collapse_frames: int = 2
     """A key repeated within this many actions is credited to the first; 0 keeps repeats."""
 

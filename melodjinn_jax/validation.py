@@ -89,7 +89,7 @@ def _latent_actions(config: Config) -> Checks:
         not is_fsq and actions.codebook_init == "clusters" and config.phases.discover_steps == 0,
         "phases.discover_steps is 0: latent_actions.codebook_init clusters needs a warm-up, or set it to random",
     )
-    yield from _share(actions, "latent_actions", "ema_decay", "merge_cosine")
+    yield from _share(actions, "latent_actions", "ema_decay", "merge_error")
     yield from _at_least(
         actions,
         "latent_actions",

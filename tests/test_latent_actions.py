@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 from melodjinn_jax.config import LatentActionConfig
 from melodjinn_jax.models.action_space import (
     ActionSpace,
-    Effects,
     collapse_repeats,
     digest_codebook,
-    measure_effects,
-    merge_codes,
 )
 from melodjinn_jax.models.bottlenecks import (
     finite_scalar_quantize,
@@ -28,8 +25,9 @@ from melodjinn_jax.models.bottlenecks import (
     read_off_codebook,
     update_codebook,
 )
-from melodjinn_jax.models.features import block_features, mel_features
+from melodjinn_jax.models.features import block_features, mel_features, mel_of_magnitudes
 from melodjinn_jax.models.latent_action import receptive_field
+from melodjinn_jax.models.merging import REACH_FRAMES, measure_effects, merge_codes
 from melodjinn_jax.training.state import Models, initial_state
 from melodjinn_jax.training.step import encode_codes, scaled_features
 
@@ -160,40 +158,70 @@ def test_collapse_credits_the_first_of_repeats(keys, frames):
 
 
 def test_codes_of_one_drum_become_one_key_and_inaudible_ones_noop(rng):
-    bands = np.eye(3, 9)
-    # Codes 1 and 2 are one drum early and late, 3 another drum, 4 hardly audible, 5 the tail of drum 3 and, where
-    # that has not just sounded, its late start; 6 heralds drum 3.
-    sounds = {1: bands[0], 2: 0.9 * bands[0], 3: bands[1], 4: 0.02 * bands[2], 6: 0.6 * bands[2]}
-    codes = np.zeros((20, 60), np.int64)
-    rise = np.zeros((20, 60, 9))
-    for clip in range(20):
-        for start in range(2, 55, 6):
-            code = int(rng.integers(1, 7))
-            if code == 5:
-                codes[clip, start], rise[clip, start] = 5, bands[1]
-            else:
-                codes[clip, start], rise[clip, start] = code, sounds[code]
-            if code == 6:
-                codes[clip, start + 1], rise[clip, start + 1] = 3, bands[1]
-            if code == 3:
+    # Codes 1 and 2 are one drum early and late, 3 another drum, 4 hardly audible, 5 the tail of drum 3 and, where that
+    # has not just sounded, its late start; 6 heralds drum 1 or 3; 7 is drum 1 over the tail of drum 3, which hides
+    # half of it.
+    drums = {1: np.array([4.0, 4, 0, 0, 1, 0, 0, 0, 0]), 3: np.array([0, 4.0, 4, 0, 0, 3, 0, 0, 0])}
+    codes = np.zeros((40, 60), np.int64)
+    power = np.zeros((40, 63, 9))
+
+    def play(clip: int, frame: int, drum: np.ndarray) -> None:
+        for age in range(6):
+            power[clip, frame + age] += (0.85**age * drum) ** 2
+
+    for clip in range(40):
+        for start in range(1, 50, 10):
+            code = int(rng.integers(1, 8))
+            played = int(rng.choice([1, 3])) if code == 6 else {2: 1, 4: 3, 5: 3, 7: 3}.get(code, code)
+            codes[clip, start] = code if code != 7 else 3
+            frame = start + 1
+            if code == 4:
+                power[clip, frame] += 0.001
+                continue
+            if code in (2, 6):
+                power[clip, frame] += (0.3 * drums[played]) ** 2
+                codes[clip, start + 1] = played if code == 6 else 0
+                frame += 1
+            play(clip, frame, drums[played])
+            if played == 3 and code != 6:
                 codes[clip, start + 1 : start + 3] = 5
-    effects = Effects(rise, np.sqrt(rise))
-    keys = merge_codes(codes, effects, 8, 0, LatentActionConfig())
-    assert keys[1] == keys[2] > 0
+            if code == 7:
+                codes[clip, start + 3] = 7
+                play(clip, frame + 3, drums[1])
+    effects = measure_effects(mel_of_magnitudes(np.sqrt(power[:, :61])), 1)
+    keys = merge_codes(codes, effects, 9, 0, LatentActionConfig())
+    assert keys[1] == keys[2] == keys[7] > 0
     assert keys[3] == keys[5] > 0
     assert keys[1] != keys[3]
-    assert keys[0] == keys[4] == keys[6] == keys[7] == 0
+    assert keys[0] == keys[4] == keys[6] == keys[8] == 0
     assert set(keys) == {0, 1, 2}
 
 
-def test_effects_are_rises_at_the_block_after_the_action():
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_any_codes_and_sounds_get_keys_without_gaps(seed, num_codes, stride):
+    rng = np.random.default_rng(seed)
+    mel = rng.exponential(size=(3, 12, 5)) * rng.integers(0, 2, size=(3, 12, 1))
+    effects = measure_effects(mel, stride)
+    codes = rng.integers(0, num_codes, size=effects.before.shape[:2])
+    keys = merge_codes(codes, effects, num_codes + 1, 0, LatentActionConfig())
+    assert keys[0] == keys[num_codes] == 0
+    assert set(keys) == set(range(keys.max() + 1))
+
+
+def test_effects_reach_as_far_as_the_next_event():
     mel = np.zeros((1, 12, 2))
     mel[0, 4:, 1] = 1.0
     for stride in (1, 2):
         effects = measure_effects(mel, stride)
-        loudest = effects.rise[0, :, 1].argmax()
-        assert (loudest + 1) * stride <= 4 < (loudest + 2) * stride
-        assert effects.rise[0, :, 0].max() == 0
+        none = np.zeros(effects.before.shape[:2], bool)
+        onset = 4 // stride - 1  # the action that leads into the block of frame 4
+        rise = (effects.after(none) - effects.before)[0, :, 1]
+        reach = -(-REACH_FRAMES // stride)
+        assert set(np.flatnonzero(rise)) == set(range(max(0, onset - reach + 1), onset + 1))
+        events = none.copy()
+        events[0, onset] = True
+        assert set(np.flatnonzero((effects.after(events) - effects.before)[0, :, 1])) == {onset}
 
 
 def test_the_action_space_digest_changes_with_everything_in_it(rng):

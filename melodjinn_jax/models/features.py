@@ -18,6 +18,7 @@ WINDOWS_PER_FRAME = 4
 # labelled there, the likeliest token under its action would be that of silence, and a greedy player would come late.
 LAG_WINDOWS = 1
 COMPANDING = 30.0
+MEL_GAIN = 3.0
 
 
 @functools.cache
@@ -86,8 +87,18 @@ def mel_features(waveform_BFH: jax.Array, sample_rate: int) -> jax.Array:
 
     low = jnp.sqrt(power(windows, long_dft) @ long_bands)
     high = jnp.sqrt(power(windows[..., -len(short_dft) :], short_dft) @ short_bands)
-    bands = jnp.log1p(3 * jnp.concatenate([low, high], axis=-1))
+    bands = jnp.log1p(MEL_GAIN * jnp.concatenate([low, high], axis=-1))
     return bands.reshape(B, F, WINDOWS_PER_FRAME, -1).max(axis=2)
+
+
+def magnitudes_of_mel(mel: np.ndarray) -> np.ndarray:
+    """The magnitudes that `mel_features` are the logarithms of."""
+    return np.expm1(mel) / MEL_GAIN
+
+
+def mel_of_magnitudes(magnitudes: np.ndarray) -> np.ndarray:
+    """The inverse of `magnitudes_of_mel`."""
+    return np.log1p(MEL_GAIN * magnitudes)
 
 
 def to_float(waveform: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ class LatentActionModel(nnx.Module):
         self.embed_latents = linear(latent_dim, action_dim)
         if config.gradient == "reconstruction":
             self.decoder = transformer(num_layers=config.decoder_layers)
-            self.to_features = linear(config.dim, num_channels)
+            self.to_features = linear(config.dim, config.horizon * num_channels)
 
     def encode(self, features_BNC: jax.Array) -> jax.Array:
         """Latents [B, N - 1, Z], float32; latent i depends on blocks up to i + 1 within the receptive field."""

@@ -19,13 +19,12 @@ from melodjinn_jax.models.action_space import (
     ActionSpace,
     collapse_repeats,
     digest_codebook,
-    measure_effects,
-    merge_codes,
 )
 from melodjinn_jax.models.bottlenecks import read_off_codebook
 from melodjinn_jax.models.features import block_features, mel_features
+from melodjinn_jax.models.merging import measure_effects, merge_codes
 from melodjinn_jax.training.state import Models, Phase, State, commit, initial_state, stream, with_dynamics
-from melodjinn_jax.training.step import encode_codes, scaled_features
+from melodjinn_jax.training.step import encode_codes, reconstruction_loss, scaled_features
 
 # A key rarer than this on the probe set says nothing about stability.
 MIN_USAGE = 0.003
@@ -153,7 +152,7 @@ class PhaseMachine:
             return codes, jnp.zeros(())
         features = scaled_features(self.models, state, waveform)
         decoded = self.models.lam(state["lam"]).decode(features, state["codebook"]["vectors"][codes])
-        return codes, jnp.mean((decoded - features[:, 1:]) ** 2)
+        return codes, reconstruction_loss(decoded, features)
 
     def _take_look(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
         """Merge codes into keys, compare with the look before, remember both."""

@@ -136,6 +136,19 @@ def precedes_event(actions: jax.Array, frames: int, stride: int, null_action: in
     return into_next & ends_block
 
 
+def reconstruction_loss(decoded: jax.Array, features: jax.Array) -> jax.Array:
+    """Mean squared error of predictions [B, N - 1, horizon * C] of blocks i + 1, i + 2, ... after each block i.
+
+    Blocks beyond the clip are left out.
+    """
+    _, N, C = features.shape
+    horizon = decoded.shape[-1] // C
+    ahead = jnp.pad(features, ((0, 0), (0, horizon - 1), (0, 0)))
+    target = jnp.concatenate([ahead[:, 1 + i : N + i] for i in range(horizon)], axis=-1)
+    inside = jnp.arange(1, N)[:, None] + jnp.repeat(jnp.arange(horizon), C) < N
+    return jnp.sum(inside * (decoded - target) ** 2) / (len(features) * jnp.sum(inside))
+
+
 def lam_loss(
     models: Models, state: State, phase: Phase, params: dict[str, Any], batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, tuple[Metrics, jax.Array, jax.Array | None]]:
@@ -149,7 +162,7 @@ def lam_loss(
         loss = dynamics_loss(models, params["dynamics"], batch["codes"], lam.embed_latents(passed), key_dynamics)
         metrics["cross_entropy"] = loss
     else:
-        loss = jnp.mean((lam.decode(features, passed) - features[:, 1:]) ** 2)
+        loss = reconstruction_loss(lam.decode(features, passed), features)
         metrics["reconstruction"] = loss
     return loss + price, (metrics, latents, codes)
 
