@@ -4,8 +4,8 @@
     python benchmarks/encodec.py --track-minutes 45                               # memory only, without torch
 
 Speed: random weights, shared by both; noise of a musical level; times real time (seconds of sound for a second of
-work), the median of interleaved repeats, and the median of the ratios of neighbours, by the clock and in CPU time, which
-says more on a busy machine. Both sides run on the first --threads cores.
+work), the median of interleaved repeats, and the median of the ratios of neighbours, by the clock and in CPU time,
+which says more on a busy machine. Both sides run on the first --threads cores.
 Memory: a made-up track is encoded and decoded a chunk at a time with carried state; peak resident set of the process
 after the first minute and after the whole track.
 """
