@@ -98,19 +98,20 @@ def fold(tensors: dict[str, np.ndarray], file: str | Path) -> dict[str, np.ndarr
             continue
         if _DIRECTION.search(name):
             name = _DIRECTION.sub("", name)
-            tensor = _scaled(tensor, gains.pop(name, None))
+            gain = gains.pop(name, None)
+            if gain is None or gain.shape != (len(tensor), *[1] * (tensor.ndim - 1)):
+                raise _not_encodec(file, f"{name} has the direction of a weight norm without a gain that fits it")
+            tensor = _scaled(tensor, gain)
             name = f"{name}.weight"
         folded[name] = np.asarray(tensor, np.float32)
-    _check(folded, file)
     if gains:
         raise _not_encodec(file, f"{min(gains)} has the gain of a weight norm without its direction")
+    _check(folded, file)
     return folded
 
 
-def _scaled(direction: np.ndarray, gain: np.ndarray | None) -> np.ndarray:
-    """gain * direction / |direction|, each first index by itself. One that does not fit comes out empty."""
-    if gain is None or gain.shape != (len(direction), *[1] * (direction.ndim - 1)):
-        return np.zeros(0)
+def _scaled(direction: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """gain * direction / |direction|, for each first index by itself."""
     exact = direction.astype(np.float64)
     norm = np.sqrt((exact**2).sum(axis=tuple(range(1, exact.ndim)), keepdims=True))
     return gain * exact / np.maximum(norm, np.finfo(np.float32).tiny)
