@@ -125,13 +125,13 @@ class ChunkEncoder:
     none, as much of the past as its frames can depend on is encoded again.
     """
 
-    def __init__(self, codec: Codec, streams: int):
-        self._codec: Any = codec
-        self._is_stateful = hasattr(self._codec, "encode_chunk")
+    def __init__(self, codec: Any, streams: int):
+        self._codec = codec
+        self._is_stateful = hasattr(codec, "encode_chunk")
         if self._is_stateful:
-            self._initial: Any = self._codec.initial_state(streams)
+            self._initial = codec.initial_state(streams)
         else:
-            self._initial = np.zeros((streams, self._codec.receptive_field * codec.hop_length), np.float32)
+            self._initial = np.zeros((streams, codec.receptive_field * codec.hop_length), np.float32)
         self._state = self._initial
 
     def restart(self, stream: int) -> None:
