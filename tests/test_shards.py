@@ -17,9 +17,9 @@ from melodjinn_jax.ingest.shards import (
     DATASET,
     SHARDS,
     TRACKS,
+    ChunkEncoder,
     Counts,
     ShardTrack,
-    chunk_encoder,
     read_unit,
     split_units,
     unit_records,
@@ -75,10 +75,23 @@ def test_the_fitted_codec_encodes_chunks_as_it_does_the_whole(rng, frames):
     entries = np.random.default_rng(0).normal(size=(2, 16, 12)).astype(np.float32)
     codec = FittedCodec(initial_params(jax.random.key(0)), entries, gain=1.0)
     sound = rng.normal(0, 0.1, (2, 5 * frames * HOP_LENGTH)).astype(np.float32)
-    encode = chunk_encoder(codec, 2)
+    encode = ChunkEncoder(codec, 2)
     chunks = [encode(chunk) for chunk in np.split(sound, 5, axis=1)]
     whole = codec.encode(sound)
     assert (np.concatenate(chunks, axis=1) == whole).mean() > 0.999  # but for ties of rounding
+
+
+@pytest.mark.parametrize("codec", [EnergyCodec(), StreamingCodec()], ids=["context", "state"])
+def test_a_stream_that_starts_anew_leaves_the_others_alone(rng, codec):
+    sound = rng.normal(0, 0.1, (3, 3, 5 * HOP_LENGTH)).astype(np.float32)
+    encode, codes = ChunkEncoder(codec, 3), []
+    for step in range(3):
+        if step == 2:
+            encode.restart(1)
+        codes.append(encode(sound[:, step]))
+    whole = codec.encode(sound.reshape(3, -1))
+    np.testing.assert_array_equal(np.concatenate(codes, axis=1)[[0, 2]], whole[[0, 2]])
+    np.testing.assert_array_equal(codes[2][1], codec.encode(sound[1:2, 2])[0])
 
 
 def test_silent_records_are_left_out(library, tmp_path):

@@ -12,7 +12,6 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from melodjinn_jax.codecs import Codec, load_codec
-from melodjinn_jax.ingest.decode import quiet_decoders
 from melodjinn_jax.ingest.fetch import Fetcher
 from melodjinn_jax.ingest.local import scan_fetched
 from melodjinn_jax.ingest.scan import Scan, read_scan
@@ -53,9 +52,8 @@ class _Scan(beam.DoFn):
         self._fetcher, self._folder = fetcher, folder
 
     def process(self, tracks: Sequence[Track]) -> Iterator[None]:
-        with quiet_decoders():
-            for fetched in self._fetcher.fetch(tracks):
-                scan_fetched(fetched, fetched.path, self._folder)
+        for fetched in self._fetcher.fetch(tracks):
+            scan_fetched(fetched, fetched.path, self._folder)
         return iter(())
 
 

@@ -160,7 +160,10 @@ def _check_length(seconds: float, header: Header, container: Container, catalogu
 
 @contextlib.contextmanager
 def quiet_decoders() -> Iterator[TextIO]:
-    """libmpg123 writes remarks straight to standard error: they go nowhere, and what is yielded goes there."""
+    """libmpg123 writes remarks straight to standard error: they go nowhere, and what is yielded goes there.
+
+    For the whole process, so not for several threads at once.
+    """
     sys.stderr.flush()
     terminal = os.dup(2)
     with open(os.devnull, "w") as nowhere:

@@ -6,11 +6,14 @@ So a unit may be done anywhere, again, or last, and the DATASET is the same.
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import soundfile
 
@@ -25,7 +28,7 @@ from melodjinn_jax.ingest.scan import SILENT_PEAK, audio_file
 TRACKS, SHARDS, DATASET = "tracks", "shards", "dataset"
 """What lies in the folder of an unfinished DATASET: scans, notes on finished shards, and what it will be."""
 ENCODE_TRACKS = 8
-"""Tracks that are encoded side by side. A constant, for the arithmetic of a row may depend on how many there are."""
+"""Tracks that are encoded side by side. A constant, for the arithmetic of one may depend on how many there are."""
 
 
 @dataclass(frozen=True)
@@ -93,51 +96,60 @@ def read_unit(unit: ShardUnit, folder: Path) -> tuple[Shard, Counts] | None:
 
 
 def unit_records(unit: ShardUnit, tracks: Path, codec: Codec, counts: Counts) -> Iterator[Record]:
-    """The records of a unit: its tracks, a fixed number side by side, chunk after chunk. `counts` is added to."""
-    # Tracks of like length side by side waste the least; the rows that stay over are silence.
-    order = sorted(unit.tracks, key=lambda track: (-track.samples, track.id))
-    for start in range(0, len(order), ENCODE_TRACKS):
-        lanes = [_Lane(track, tracks, unit.chunk_frames, codec.hop_length) for track in order[start:][:ENCODE_TRACKS]]
-        encode = chunk_encoder(codec, ENCODE_TRACKS)
-        for _ in range(max(lane.num_chunks for lane in lanes)):
-            chunks = [lane.read() for lane in lanes]
-            chunks += [np.zeros_like(chunks[0])] * (ENCODE_TRACKS - len(lanes))
-            codes = encode(to_float32(np.stack(chunks)))
-            for lane, waveform, code in zip(lanes, chunks, codes, strict=False):
-                yield from lane.records(waveform, code.astype(np.uint16), counts)
-        for lane in lanes:
-            lane.close()
+    """The records of a unit: its tracks, several side by side, chunk after chunk. `counts` is added to."""
+    # The longest first, so that all lanes end at about the same time.
+    waiting = deque(sorted(unit.tracks, key=lambda track: (-track.samples, track.id)))
+    # Fewer lanes for few tracks; the number depends on the unit alone, and so does the arithmetic.
+    lanes: list[_Lane | None] = [None] * min(ENCODE_TRACKS, len(waiting))
+    encoder = ChunkEncoder(codec, len(lanes))
+    silence = np.zeros(unit.chunk_frames * codec.hop_length, np.int16)
+    while True:
+        for index, lane in enumerate(lanes):
+            if lane is None or lane.is_done:
+                following = waiting.popleft() if waiting else None
+                lanes[index] = _Lane(following, tracks, unit.chunk_frames, codec.hop_length) if following else None
+                encoder.restart(index)
+        if not any(lanes):
+            return
+        chunks = [lane.read() if lane else silence for lane in lanes]
+        codes = encoder(to_float32(np.stack(chunks))).astype(np.uint16)
+        for lane, waveform, code in zip(lanes, chunks, codes, strict=True):
+            if lane:
+                yield from lane.records(waveform, code, counts)
 
 
-def chunk_encoder(codec: Codec, batch: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from the next chunks of `batch` streams, float32 `[batch, F * H]`, to their codes `[batch, F, Q]`.
+class ChunkEncoder:
+    """From the next chunks of several streams, float32 `[streams, F * H]`, to their codes `[streams, F, Q]`.
 
     The codes are those of the whole streams: the codec's state is carried from chunk to chunk, or, where a codec has
     none, as much of the past as its frames can depend on is encoded again.
     """
-    stream: Any = codec
-    if hasattr(codec, "encode_chunk"):
-        state = stream.initial_state(batch)
 
-        def encode_next(waveform: np.ndarray) -> np.ndarray:
-            nonlocal state
-            size, codes = stream.chunk_frames * stream.hop_length, []
-            for start in range(0, waveform.shape[1], size):
-                state, piece = stream.encode_chunk(state, waveform[:, start : start + size])
-                codes.append(np.asarray(piece))
-            return np.concatenate(codes, axis=1)
+    def __init__(self, codec: Any, streams: int):
+        self._codec = codec
+        self._is_stateful = hasattr(codec, "encode_chunk")
+        if self._is_stateful:
+            self._initial = codec.initial_state(streams)
+        else:
+            self._initial = np.zeros((streams, codec.receptive_field * codec.hop_length), np.float32)
+        self._state = self._initial
 
-        return encode_next
+    def restart(self, stream: int) -> None:
+        """The next chunk of a stream is the first of another one."""
+        self._state = jax.tree.map(
+            lambda now, new: jnp.asarray(now).at[stream].set(new[stream]), self._state, self._initial
+        )
 
-    past = np.zeros((batch, stream.receptive_field * stream.hop_length), np.float32)
-
-    def encode_again(waveform: np.ndarray) -> np.ndarray:
-        nonlocal past
-        joined = np.concatenate([past, waveform], axis=1)
-        past = joined[:, -past.shape[1] :]
-        return codec.encode(joined)[:, stream.receptive_field :]
-
-    return encode_again
+    def __call__(self, waveform: np.ndarray) -> np.ndarray:
+        if not self._is_stateful:
+            joined = np.concatenate([self._state, waveform], axis=1)
+            self._state = joined[:, -self._initial.shape[1] :]
+            return np.asarray(self._codec.encode(joined))[:, self._codec.receptive_field :]
+        size, codes = self._codec.chunk_frames * self._codec.hop_length, []
+        for start in range(0, waveform.shape[1], size):
+            self._state, piece = self._codec.encode_chunk(self._state, waveform[:, start : start + size])
+            codes.append(np.asarray(piece))
+        return np.concatenate(codes, axis=1)
 
 
 class _Lane:
@@ -146,10 +158,14 @@ class _Lane:
     def __init__(self, track: ShardTrack, tracks: Path, chunk_frames: int, hop_length: int):
         self._track, self._size, self._hop = track, chunk_frames, hop_length
         self._frames = math.ceil(track.samples / hop_length)
-        self.num_chunks = math.ceil(self._frames / chunk_frames)
         self._file = soundfile.SoundFile(audio_file(tracks, track.id))
         self._done = 0
         self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the track is at its end."""
+        return self._done >= self._frames
 
     def read(self) -> np.ndarray:
         """The next chunk, int16 `[F * H]`; after the track's end, silence."""
@@ -161,8 +177,6 @@ class _Lane:
         """The record of a chunk; that of the last one is as long as any and ends with the track."""
         waveform = waveform.reshape(-1, self._hop)
         fresh = min(self._size, self._frames - self._done)
-        if fresh <= 0:
-            return
         if fresh < self._size and self._last:
             counts.repeated_frames += self._size - fresh
             waveform, codes = (
@@ -171,15 +185,14 @@ class _Lane:
             )
         self._last = waveform, codes
         self._done += fresh
+        if self.is_done:
+            self._file.close()
         start = self._done - self._size
         if np.abs(waveform.astype(np.int32)).max() < SILENT_PEAK:
             counts.silent_records += 1
         else:
             provenance = {**self._track.provenance, "start_frame": start}
             yield Record(f"{self._track.id}/{start:07d}", waveform, codes, provenance=provenance)
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def split_units(split: str, tracks: Sequence[ShardTrack], num_shards: int, chunk_frames: int) -> list[ShardUnit]:
