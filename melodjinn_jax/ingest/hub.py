@@ -66,7 +66,8 @@ class HubShards:
         """The tracks, shard by shard. Raises `UserError` if there is no such dataset or no way to it."""
         wanted = {track.id: track for track in tracks}
         faults: dict[str, str] = {}
-        commit = self._ask(lambda: self._hub.dataset_info(self._repository, revision=self._revision)).sha
+        info = self._ask(lambda: self._hub.dataset_info(self._repository, revision=self._revision))
+        commit = info.sha or self._revision
         index = self._read_index()
         for shard in self._shards(commit):
             if not wanted:
