@@ -121,18 +121,12 @@ def unit_records(unit: ShardUnit, tracks: Path, codec: Codec, counts: Counts) ->
 class ChunkEncoder:
     """From the next chunks of several streams, float32 `[streams, F * H]`, to their codes `[streams, F, Q]`.
 
-    The codes are those of the whole streams: the codec's state is carried from chunk to chunk, or, where a codec has
-    none, as much of the past as its frames can depend on is encoded again.
+    The codes are those of the whole streams: the codec's state is carried from chunk to chunk.
     """
 
-    def __init__(self, codec: Any, streams: int):
+    def __init__(self, codec: Codec, streams: int):
         self._codec = codec
-        self._is_stateful = hasattr(codec, "encode_chunk")
-        if self._is_stateful:
-            self._initial = codec.initial_state(streams)
-        else:
-            self._initial = np.zeros((streams, codec.receptive_field * codec.hop_length), np.float32)
-        self._state = self._initial
+        self._state = self._initial = codec.initial_state(streams)
 
     def restart(self, stream: int) -> None:
         """The next chunk of a stream is the first of another one."""
@@ -141,13 +135,9 @@ class ChunkEncoder:
         )
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
-        if not self._is_stateful:
-            joined = np.concatenate([self._state, waveform], axis=1)
-            self._state = joined[:, -self._initial.shape[1] :]
-            return np.asarray(self._codec.encode(joined))[:, self._codec.receptive_field :]
         size, codes = self._codec.chunk_frames * self._codec.hop_length, []
         for start in range(0, waveform.shape[1], size):
-            self._state, piece = self._codec.encode_chunk(self._state, waveform[:, start : start + size])
+            self._state, piece = self._codec.encode_chunk(self._state, jnp.asarray(waveform[:, start : start + size]))
             codes.append(np.asarray(piece))
         return np.concatenate(codes, axis=1)
 
