@@ -14,6 +14,7 @@ from pathlib import Path
 
 from seeds import ROOT, Suite, show, train
 
+EXPERIMENT = "experiments/one_shots.py"
 TRIOS = {
     "pure-zome-gem": ("bd_pure.flac", "sn_zome.flac", "hat_gem.flac"),
     "haus-dub-cab": ("bd_haus.flac", "sn_dub.flac", "hat_cab.flac"),
@@ -34,9 +35,12 @@ def plan(drums: Path, output: Path) -> dict[str, tuple[Suite, int]]:
         folder.mkdir(parents=True, exist_ok=True)
         for file in files:
             shutil.copy(drums / file, folder / file)
-        runs[name] = Suite(f"--data.one-shots {folder}", 0), 5 if name == "pure-zome-gem" else 1
+        runs[name] = Suite(f"--data.one-shots {folder}", 0, EXPERIMENT), 5 if name == "pure-zome-gem" else 1
     folder = output / "one_shots" / "pure-zome-gem"
-    runs["pure-zome-gem, velocity .5 to 1"] = Suite(f"--data.one-shots {folder} --data.min-velocity 0.5", 0), 3
+    runs["pure-zome-gem, velocity .5 to 1"] = (
+        Suite(f"--data.one-shots {folder} --data.min-velocity 0.5", 0, EXPERIMENT),
+        3,
+    )
     return runs
 
 

@@ -16,6 +16,7 @@ from optax import contrib
 
 from melodjinn_jax.codecs.fitted import (
     HOP_LENGTH,
+    SAMPLE_RATE,
     FittedCodec,
     Params,
     embed,
@@ -172,8 +173,17 @@ def _reconstruction_loss(target: jax.Array, decoded: jax.Array, power: jax.Array
         truth, guess = _stft_magnitudes(target, window, hop), _stft_magnitudes(decoded, window, hop)
         difference = jnp.log(truth + _SPECTRAL_FLOOR) - jnp.log(guess + _SPECTRAL_FLOOR)
         convergence = jnp.sqrt(((truth - guess) ** 2).sum() + 1e-9) / jnp.sqrt((truth**2).sum() + 1e-6)
-        loss += _LOG_SPECTRUM * jnp.abs(difference).mean() + convergence
+        loss += _LOG_SPECTRUM * (_pitch_weights(window) * jnp.abs(difference)).mean() + convergence
     return loss
+
+
+def _pitch_weights(window: int) -> np.ndarray:
+    """How much each bin counts, [bins], 1 on average: as many mels as it spans.
+
+    Were all hertz alike, the level of a bass under a hat would hardly count, and it is what one hears.
+    """
+    weights = 1 / (1 + np.fft.rfftfreq(window, 1 / SAMPLE_RATE) / 700)
+    return (weights / weights.mean()).astype(np.float32)
 
 
 def _stft_magnitudes(waveform: jax.Array, window: int, hop: int) -> jax.Array:
