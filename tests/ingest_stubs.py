@@ -9,10 +9,10 @@ from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE
 
 
 class EnergyCodec:
-    """Stands for a codec: the codes of a frame are its own level and that of the frame before."""
+    """Stands for a codec: the codes of a frame are its own level and that of the frame before, carried as state."""
 
     sample_rate, hop_length, num_codebooks, codebook_size, digest = SAMPLE_RATE, HOP_LENGTH, 2, 256, "energy"
-    kind, receptive_field = "energy", 2
+    kind, chunk_frames = "energy", 4
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
         level = np.abs(waveform.reshape(len(waveform), -1, HOP_LENGTH)).max(axis=-1)
@@ -26,17 +26,11 @@ class EnergyCodec:
         folder.mkdir()
         (folder / "codec.json").write_text("{}")
 
-
-class StreamingCodec(EnergyCodec):
-    """The same with a state that is carried from chunk to chunk."""
-
-    chunk_frames = 4
-
     def initial_state(self, batch: int) -> np.ndarray:
         return np.zeros((batch, HOP_LENGTH), np.float32)
 
     def encode_chunk(self, state: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        codes = super().encode(np.concatenate([state, waveform], axis=1))[:, 1:]
+        codes = self.encode(np.concatenate([state, waveform], axis=1))[:, 1:]
         return waveform[:, -HOP_LENGTH:], codes
 
 
