@@ -15,8 +15,15 @@ DRUM_NAMES = ("kick", "snare", "hat", "clap", "tom")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The toy drum world, or a DATASET that a pipeline wrote."""
+    """What a run trains on: DATASETs that a pipeline wrote, or the toy drum world, which it makes itself."""
 
+    datasets: tuple[str, ...] = ()
+    """Folders of the DATASETs to train on; empty: the toy drum world, which all fields but the first three describe."""
+    weights: tuple[float, ...] = ()
+    """Share of each of data.datasets in the batches, in any unit; empty: by the number of their training records."""
+    actions: str = ""
+    """Labels to train on instead of waveform and LAM: first digits of their action space's digest, or auto where there
+    is one only (python -m melodjinn_jax.label makes them); empty: the run discovers its own actions."""
     path: str = ""
     """Folder of the drum world's DATASET; empty: WORKDIR/dataset. It is prepared there if it does not exist."""
     num_drums: int = 3
