@@ -203,13 +203,13 @@ class EvaluationConfig:
     clips: int = 48
     """Held-out clips."""
     frames: int = 64
-    """Frames of each generated clip."""
+    """Frames of each generated clip, the prompt among them."""
     prompt_frames: int = 8
     """True frames before each generation (36 in the looped world's NOOP test)."""
     loop_prompt_frames: int = 36
-    """True frames before the all-NOOP continuation of a looped rhythm."""
+    """True frames before the all-NOOP continuation of a looped rhythm; only of the drum world."""
     presses_per_key: int = 24
-    """Presses of each key in the all-keys test."""
+    """Presses of each key in the all-keys test; only of the drum world."""
     temperature: float = 0.5
     """Temperature of the measures under `sampled`; the others are greedy."""
 

@@ -11,7 +11,7 @@ block, and then its actions. Blocks are those of the whole track, so a record ma
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def complete_labels(dataset: Dataset, space: ActionSpace) -> Labels:
     }
     content = {
         "format_version": FORMAT_VERSION,
-        "action_space": {**asdict(space), "digest": space.digest},
+        "action_space": space.to_json(),
         "codec_digest": dataset.info.codec_digest,
         "files": files,
     }
@@ -149,11 +149,7 @@ def open_labels(dataset: Dataset, folder: Path) -> Labels:
             raise UserError(f"{folder} has labels of format {content['format_version']}, not {FORMAT_VERSION}: {again}")
         if checksum != _checksum(content):
             raise ValueError("checksum")
-        fields = content["action_space"]
-        space = ActionSpace(fields["stride"], tuple(fields["key_of_code"]), fields["codebook_digest"])
-        if space.digest != fields["digest"]:
-            raise ValueError("digest")
-        files = content["files"]
+        space, files = ActionSpace.from_json(content["action_space"]), content["files"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / MANIFEST} is damaged: {again}") from error
     for name in shard_names(dataset):

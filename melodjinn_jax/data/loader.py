@@ -130,8 +130,7 @@ def training_iterator(
 
 
 def _check_crop(mixture: Mixture, crop_frames: int, stride: int) -> None:
-    # A labelled record may begin inside a block of its track.
-    frames = mixture.frames_per_record - (stride - 1 if mixture.labels else 0)
+    frames = mixture.crop_frames(stride)
     if not 1 <= crop_frames <= frames:
         paths = ", ".join(str(dataset.path) for dataset in mixture.datasets)
         raise UserError(

@@ -18,10 +18,11 @@ class Mixture:
     labels: tuple[Labels, ...] = ()
     """Of each DATASET; empty where a run discovers its own actions."""
 
-    @property
-    def frames_per_record(self) -> int:
-        """Frames that every record of every DATASET has."""
-        return min(dataset.info.frames_per_record for dataset in self.datasets)
+    def crop_frames(self, stride: int) -> int:
+        """Frames of the longest crop of whole blocks of `stride` that every record has."""
+        frames = min(dataset.info.frames_per_record for dataset in self.datasets)
+        # A labelled record may begin inside a block of its track.
+        return frames - (stride - 1 if self.labels else 0)
 
     @property
     def action_space(self) -> ActionSpace:
