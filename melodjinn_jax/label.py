@@ -27,10 +27,8 @@ def main() -> None:
     run = load_run(arguments.workdir)
     tune_process(run.config.runtime.compile_cache)
     labels = label_dataset(run, dataset, lambda line: print(line, file=sys.stderr))
-    space = labels.space
-    print(
-        f"{labels.folder}: {space.num_keys} keys, stride {space.stride}; train on them with --data.actions {space.digest[:12]}"
-    )
+    digest, num_keys = labels.space.digest[:12], labels.space.num_keys
+    print(f"{labels.folder}: {num_keys} keys beside NOOP; train on them with --data.actions {digest}")
 
 
 if __name__ == "__main__":
