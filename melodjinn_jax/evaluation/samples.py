@@ -98,7 +98,7 @@ def press_keys(
       temperature: of the sampling.
 
     Returns:
-      waveforms float32 [samples] by name (`key_1`, ...), the prompt included, and the presses of each key by its number.
+      waveforms float32 [samples] by name (`key_1`, ...), the prompt included, and each key's presses by its number.
     """
     num_keys, stride, codec = run.action_space.num_keys, run.action_space.stride, run.codec
     if not num_keys:
