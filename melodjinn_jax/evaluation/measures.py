@@ -52,7 +52,7 @@ def logmel_correlation(truth: np.ndarray, generated: np.ndarray) -> float:
     """Correlation of the log-mel spectrograms of clips [B, samples], over all clips; 0 if one is all the same."""
     # All clips as one, for a clip may be silent after its prompt.
     true_mel, generated_mel = (np.asarray(log_mel(x)).ravel() for x in (truth, generated))
-    if not true_mel.std() or not generated_mel.std():
+    if not np.ptp(true_mel) or not np.ptp(generated_mel):
         return 0.0
     return float(np.corrcoef(true_mel, generated_mel)[0, 1])
 

@@ -19,7 +19,7 @@ from melodjinn_jax.evaluation.measures import (
 )
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
-from melodjinn_jax.training.step import encode_keys
+from melodjinn_jax.training.step import encode_codes, encode_keys
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class HeldOutMusic:
     """int32 [B, F, Q]."""
     keys: np.ndarray
     """int32 [B, N - 1]."""
+    num_actions: int
+    """Codes in use, or keys where only those are known."""
 
 
 def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> HeldOutMusic:
@@ -46,12 +48,15 @@ def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> He
     )
     batch = next(draw)
     if data.labels:
-        keys = batch["actions"]
+        keys = codes = batch["actions"]
     else:
         networks = {name: run.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}
-        keys = np.asarray(jax.jit(encode_keys, static_argnums=0)(run.models, networks, batch["waveform"]))
+        keys, codes = (
+            np.asarray(jax.jit(encode, static_argnums=0)(run.models, networks, batch["waveform"]))
+            for encode in (encode_keys, encode_codes)
+        )
     sound = batch["waveform"].reshape(config.clips, -1) / FULL_SCALE
-    return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32))
+    return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32), len(np.unique(codes)))
 
 
 def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,7 +66,7 @@ def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -
     decoded = np.asarray(run.codec.decode(held_out.codes))
     heard = level(held_out.waveform, run.codec.hop_length)
     measures: dict[str, Any] = {
-        "num_actions": int(np.count_nonzero(usage)),
+        "num_actions": held_out.num_actions,
         "num_keys": num_keys,
         "key_usage": usage.tolist(),
         "held_out_level_db": heard[0],

@@ -32,7 +32,7 @@ EXPLANATIONS = {
     "noop_precision": "moments heard as NOOP that had no hit",
     "noop_recall": "moments without a hit that are NOOP",
     "action_nmi": "normalised mutual information of actions and hits",
-    "num_actions": "codes in use on the held-out clips, NOOP's among them",
+    "num_actions": "codes (in a run on labels keys) in use on the held-out clips, NOOP's among them",
     "num_keys": "keys that the codes were merged into, beside NOOP",
     "cross_entropy_true_actions": "nats per token of held-out clips, given their own actions",
     "cross_entropy_shuffled_actions": "the same, their actions shuffled in time",
