@@ -3,8 +3,8 @@
     python benchmarks/loader.py
 
 Writes DATASETs of noise (what is in a record does not matter to the loader), reads them through
-`training_iterator` and prints a table: for records of 10, 12, 15, 20 and 30 s, with waveform and codes, with codes only,
-and with codes and labels (stride 1).
+`training_iterator` and prints a table: for records of 10, 12, 15, 20 and 30 s, with waveform and codes, with codes
+only, and with codes and labels (stride 1).
 One process, one reading thread: the numbers are per core. `read MB` is what the disk must deliver for one example, so
 the column says what a longer record costs; the files are in the page cache here.
 """
