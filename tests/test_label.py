@@ -1,5 +1,6 @@
 """Labels of chunked tracks are those of the whole tracks, whatever was there before; nothing half done counts."""
 
+import fcntl
 import json
 import shutil
 
@@ -108,6 +109,17 @@ def test_a_killed_command_goes_on_and_the_files_are_the_same(copy, monkeypatch):
     label_dataset(run, copy)
     assert {file: file.stat().st_mtime_ns for file in done} == before
     assert {path.name: path.read_bytes() for path in reference.folder.iterdir()} == expected
+
+
+def test_two_commands_never_write_the_same_labels(copy):
+    run = make_run(1)
+    folder = labels_folder(copy, run.action_space)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is writing labels to"):
+            label_dataset(run, copy)
+    label_dataset(run, copy)
 
 
 def test_actions_that_may_change_and_other_codecs_are_refused(copy):

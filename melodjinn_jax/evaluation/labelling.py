@@ -4,7 +4,10 @@ The actions of a record are those of its whole track: the records of a track are
 blocks depend on comes from the records before them. Records that a pipeline left out as silent are silence here.
 """
 
+import fcntl
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -25,6 +28,8 @@ from melodjinn_jax.evaluation.actions import encode_track
 from melodjinn_jax.training.run import Run, check_codec
 from melodjinn_jax.training.state import Phase
 
+LOCK = ".lock"
+
 
 def label_dataset(run: Run, dataset: Dataset, progress: Callable[[str], None] = lambda line: None) -> Labels:
     """The labels of a DATASET under a run's actions; shards that are labelled already are kept, so it may be killed.
@@ -44,13 +49,23 @@ def label_dataset(run: Run, dataset: Dataset, progress: Callable[[str], None] = 
         return open_labels(dataset, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in shard_names(dataset):
-            if not (folder / name).exists():
-                write_array_record(folder / name, shard_labels(run, dataset, name))
-                progress(f"labelled {name}")
-        return complete_labels(dataset, run.action_space)
+        with (folder / LOCK).open("a") as lock:
+            _claim(lock, folder)
+            for name in shard_names(dataset):
+                if not (folder / name).exists():
+                    write_array_record(folder / name, shard_labels(run, dataset, name))
+                    progress(f"labelled {name}")
+            return complete_labels(dataset, run.action_space)
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def _claim(lock: IO[str], folder: Path) -> None:
+    """Hold a lock, which the kernel drops with its process; raise `UserError` if another process holds it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is writing labels to {folder}: wait for it") from error
 
 
 def shard_labels(run: Run, dataset: Dataset, name: str) -> Iterator[bytes]:
