@@ -43,7 +43,17 @@ def music_config(datasets: tuple[str, ...], **data) -> Config:
     return tiny_config(
         data=DataConfig(datasets=datasets, **data),
         latent_actions=LatentActionConfig(
-            dim=16, num_heads=2, latent_dim=4, window=5, max_codes=8, action_stride=STRIDE, merge_error=0.0
+            dim=16,
+            num_heads=2,
+            latent_dim=4,
+            window=5,
+            max_codes=8,
+            action_stride=STRIDE,
+            # Some keys come out of a LAM that has hardly been trained.
+            kl_weight=0.0,
+            cluster_radius=0.05,
+            noop_threshold=0.0,
+            merge_error=0.0,
         ),
         dynamics=DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=8),
         evaluation=EvaluationConfig(clips=3, frames=24),
