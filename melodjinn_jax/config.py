@@ -15,8 +15,15 @@ DRUM_NAMES = ("kick", "snare", "hat", "clap", "tom")
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The toy drum world, or a DATASET that a pipeline wrote."""
+    """What a run trains on: DATASETs that a pipeline wrote, or the toy drum world, which it makes itself."""
 
+    datasets: tuple[str, ...] = ()
+    """Folders of the DATASETs to train on; empty: the toy drum world, which all fields but the first three describe."""
+    weights: tuple[float, ...] = ()
+    """Share of each of data.datasets in the batches, in any unit; empty: by the number of their training records."""
+    actions: str = ""
+    """Labels to train on instead of waveform and LAM: first digits of their action space's digest, or auto where there
+    is one only (python -m melodjinn_jax.label makes them); empty: the run discovers its own actions."""
     path: str = ""
     """Folder of the drum world's DATASET; empty: WORKDIR/dataset. It is prepared there if it does not exist."""
     num_drums: int = 3
@@ -196,13 +203,13 @@ class EvaluationConfig:
     clips: int = 48
     """Held-out clips."""
     frames: int = 64
-    """Frames of each generated clip."""
+    """Frames of each generated clip, the prompt among them."""
     prompt_frames: int = 8
     """True frames before each generation (36 in the looped world's NOOP test)."""
     loop_prompt_frames: int = 36
-    """True frames before the all-NOOP continuation of a looped rhythm."""
+    """True frames before the all-NOOP continuation of a looped rhythm; only of the drum world."""
     presses_per_key: int = 24
-    """Presses of each key in the all-keys test."""
+    """Presses of each key in the all-keys test; only of the drum world."""
     temperature: float = 0.5
     """Temperature of the measures under `sampled`; the others are greedy."""
 

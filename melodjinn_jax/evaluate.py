@@ -11,14 +11,16 @@ import numpy as np
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.data.dataset import Dataset
 from melodjinn_jax.data.files import write_atomically
+from melodjinn_jax.data.mixture import Mixture
 from melodjinn_jax.data.prepare import hits_of, load_one_shots
 from melodjinn_jax.errors import UserError, reports_user_errors
+from melodjinn_jax.evaluation.music import evaluate_music, load_held_out_music
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector
 from melodjinn_jax.evaluation.report import write_report
-from melodjinn_jax.evaluation.samples import write_samples
+from melodjinn_jax.evaluation.samples import write_music_samples, write_samples
 from melodjinn_jax.evaluation.suite import Evaluator, HeldOut
 from melodjinn_jax.experiment import command_line, parse_arguments, value_of
-from melodjinn_jax.training.run import load_run, tune_process
+from melodjinn_jax.training.run import Run, check_held_out, load_run, tune_process
 from melodjinn_jax.training.state import count_parameters
 from melodjinn_jax.training.workdir import load_config
 from melodjinn_jax.validation import check_config
@@ -41,12 +43,8 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     """
     run = load_run(path)
     print(f"evaluating step {run.step} on {config.clips} clips of the {config.split} split", file=sys.stderr)
-    dataset = run.open_dataset()
-    drums = load_one_shots(dataset)
-    held_out = load_held_out(dataset, config)
-    detector = OnsetDetector(drums.waveforms, run.codec.sample_rate, run.codec.hop_length)
-    evaluator = Evaluator(run.models, run.state, run.codec, detector, config)
-    measures, example = evaluator.run(held_out)
+    data = run.open_data()
+    measures, example = (_measure_music if run.config.data.datasets else _measure_drums)(run, data, config)
     results = {
         "step": run.step,
         "phase": str(run.record.phase),
@@ -54,18 +52,31 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
         "freeze_reason": run.record.freeze_reason,
         "freeze_agreement": run.record.looks[-1].agreement if run.record.looks else None,
         "split": config.split,
-        "drums": list(drums.names),
-        "parameters": {name: count_parameters(run.state[name]) for name in ("lam", "dynamics")},
+        "parameters": {name: count_parameters(run.state[name]) for name in ("lam", "dynamics") if name in run.state},
         **measures,
     }
     try:
         write_atomically(run.workdir.evaluation, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
-        write_samples(run, example, results)
+        (write_music_samples if run.config.data.datasets else write_samples)(run, example, results)
     except OSError as error:
         raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
     write_report(run.workdir)
     print(f"wrote {run.workdir.evaluation} and {run.workdir.report}", file=sys.stderr)
     return results
+
+
+def _measure_drums(run: Run, data: Mixture, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    (dataset,) = data.datasets
+    drums = load_one_shots(dataset)
+    detector = OnsetDetector(drums.waveforms, run.codec.sample_rate, run.codec.hop_length)
+    evaluator = Evaluator(run.models, run.state, run.codec, detector, config)
+    measures, example = evaluator.run(load_held_out(dataset, config))
+    return {"drums": list(drums.names), **measures}, example
+
+
+def _measure_music(run: Run, data: Mixture, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    check_held_out(data, config, run.action_space.stride)
+    return evaluate_music(run, load_held_out_music(run, data, config), config)
 
 
 def load_held_out(dataset: Dataset, config: EvaluationConfig) -> HeldOut:

@@ -48,6 +48,11 @@ def prompt_codes(run: Run, path: str) -> np.ndarray:
 def render(run: Run, arguments: GenerateArguments) -> np.ndarray:
     """The generated waveform float32 [samples], the prompt before it."""
     if arguments.actions_from:
+        if not run.has_lam:
+            raise UserError(
+                f"--actions-from needs a LAM, and {arguments.workdir} was trained on labels without one: "
+                "extract the actions with the run that made the labels, and give them as --actions"
+            )
         recording = load_audio(arguments.actions_from, run.codec.sample_rate)
         keys = extract_actions(run, recording)
         if not len(keys):
@@ -57,9 +62,10 @@ def render(run: Run, arguments: GenerateArguments) -> np.ndarray:
         keys = parse_actions(arguments.actions, run.action_space.num_keys)
     prompt = prompt_codes(run, arguments.prompt)
     stride = run.action_space.stride
-    # Actions within the prompt are not known unless the LAM hears it; nothing was pressed in silence.
-    heard = np.zeros(len(prompt) // stride - 1, np.int64)
-    if arguments.prompt:
+    # Nothing was pressed in silence; what happens within a prompt is not known unless a LAM hears it.
+    unheard = run.models.num_codes if arguments.prompt else 0
+    heard = np.full(len(prompt) // stride - 1, unheard)
+    if arguments.prompt and run.has_lam:
         heard = extract_actions(run, load_audio(arguments.prompt, run.codec.sample_rate))[: len(heard)]
     frames = len(prompt) + len(keys) * stride
     given = np.zeros((1, frames, prompt.shape[1]), np.int32)

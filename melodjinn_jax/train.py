@@ -11,12 +11,16 @@ from melodjinn_jax.data.loader import BatchIterator, training_iterator
 from melodjinn_jax.errors import reports_user_errors
 from melodjinn_jax.evaluate import evaluate_run
 from melodjinn_jax.experiment import command_line, parse_train_arguments
+from melodjinn_jax.models.action_space import ActionSpace
 from melodjinn_jax.training.checkpoint import CheckpointStore
+from melodjinn_jax.training.labelled import require_same_actions
 from melodjinn_jax.training.metrics import MetricsWriter, Progress
-from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
+from melodjinn_jax.training.phases import PhaseRecord
 from melodjinn_jax.training.run import (
+    Machine,
     checkpoint_metadata,
     initial_parameters,
+    make_machine,
     make_models,
     prepare_data,
     tune_process,
@@ -30,19 +34,22 @@ from melodjinn_jax.training.workdir import WorkDir
 
 def train(config: Config, workdir: WorkDir, init_from: str = "") -> int:
     """Train until the last step or a stop signal; returns the exit status of the process."""
-    dataset, codec = prepare_data(config, workdir, lambda line: print(line, file=sys.stderr))
+    data, codec = prepare_data(config, workdir, lambda line: print(line, file=sys.stderr))
     models = make_models(config, codec)
-    machine = PhaseMachine(models, dataset.load_split("train", config.phases.probe_clips)["waveform"])
+    machine = make_machine(models, data)
     batches = training_iterator(
-        dataset,
+        data,
         batch_size=config.training.batch_size,
         crop_frames=config.training.crop_frames,
         seed=config.seed,
+        stride=config.latent_actions.action_stride,
+        fields=("codes",) if data.labels else ("waveform", "codes"),
         workers=config.runtime.data_workers,
     )
     train_steps = {}
     with CheckpointStore(workdir.checkpoints, config.runtime.keep_checkpoints) as store, StopSignal() as stop:
-        state, record, step, is_resumed = restore_or_start(machine, store, batches, codec, init_from)
+        labels = data.action_space if data.labels else None
+        state, record, step, is_resumed = restore_or_start(machine, store, batches, codec, init_from, labels)
         with (
             MetricsWriter(workdir.metrics, step if is_resumed else None) as metrics,
             Progress(config.training.steps, step, config.runtime.progress) as progress,
@@ -81,15 +88,22 @@ def train(config: Config, workdir: WorkDir, init_from: str = "") -> int:
 
 
 def restore_or_start(
-    machine: PhaseMachine, store: CheckpointStore, batches: BatchIterator, codec: Codec, init_from: str
+    machine: Machine,
+    store: CheckpointStore,
+    batches: BatchIterator,
+    codec: Codec,
+    init_from: str,
+    labels: ActionSpace | None,
 ) -> tuple[State, PhaseRecord, int, bool]:
     """The newest good checkpoint's state, record and step, or those of a new run; and whether it is resumed."""
     checkpoint = store.latest()
     if checkpoint is None:
-        given, is_frozen = initial_parameters(init_from, machine.models, codec) if init_from else ({}, False)
+        given, is_frozen = initial_parameters(init_from, machine.models, codec, labels) if init_from else ({}, False)
         return *machine.start(given, is_frozen), 0, False
     metadata = checkpoint.metadata
     require_same_codec(metadata["codec_digest"], codec, f"the checkpoint of step {checkpoint.step}")
+    if labels:
+        require_same_actions(metadata, labels, f"the checkpoint of step {checkpoint.step}")
     state = store.load(checkpoint.step, abstract_state(machine.models, metadata["parts"]), batches)
     return state, PhaseRecord.from_json(metadata["phase"]), checkpoint.step, True
 

@@ -41,6 +41,35 @@ def _data(config: Config) -> Checks:
     yield not 0 < data.min_velocity <= 1, f"data.min_velocity is {data.min_velocity}: it must lie in (0, 1]"
     yield not data.hits_per_second > 0, f"data.hits_per_second is {data.hits_per_second}: it must be positive"
     yield from _at_least(data, "data", 1, "min_gap", "loop_frames", "clip_frames", "train_clips", "heldout_clips")
+    yield from _datasets(config)
+
+
+def _datasets(config: Config) -> Checks:
+    data = config.data
+    yield (
+        bool(data.datasets and data.path),
+        f"data.path is {data.path}: it is a place for the drum world, so leave it out or leave out data.datasets",
+    )
+    yield (
+        bool(data.weights) and len(data.weights) != len(data.datasets),
+        f"data.weights is {data.weights}: give one weight for each of the {len(data.datasets)} data.datasets, or none",
+    )
+    yield (
+        not all(0 < weight < float("inf") for weight in data.weights),
+        f"data.weights is {data.weights}: every weight must be positive",
+    )
+    yield (
+        len(set(data.datasets)) < len(data.datasets),
+        f"data.datasets is {data.datasets}: name each DATASET once, and give data.weights",
+    )
+    yield (
+        bool(data.actions) and not data.datasets,
+        f"data.actions is {data.actions}: it needs data.datasets, the DATASETs that were labelled",
+    )
+    yield (
+        bool(data.actions) and config.latent_actions.gradient == "dynamics",
+        "latent_actions.gradient is dynamics: a run on the labels of data.actions has no LAM to train",
+    )
 
 
 def _codec(config: Config) -> Checks:
@@ -71,7 +100,7 @@ def _latent_actions(config: Config) -> Checks:
         f"latent_actions.action_stride, {actions.action_stride}",
     )
     yield (
-        config.data.clip_frames % actions.action_stride > 0,
+        not config.data.datasets and config.data.clip_frames % actions.action_stride > 0,
         f"data.clip_frames is {config.data.clip_frames}: it must be a multiple of "
         f"latent_actions.action_stride, {actions.action_stride}",
     )
@@ -120,7 +149,7 @@ def _phases(config: Config) -> Checks:
     yield from _at_least(phases, "phases", 0, "discover_steps")
     yield from _at_least(phases, "phases", 1, "check_every", "stable_checks", "probe_clips")
     yield (
-        phases.probe_clips > config.data.train_clips,
+        not config.data.datasets and phases.probe_clips > config.data.train_clips,
         f"phases.probe_clips is {phases.probe_clips}: there are only {config.data.train_clips} data.train_clips",
     )
     yield (
@@ -135,7 +164,7 @@ def _training(config: Config) -> Checks:
     training = config.training
     yield from _at_least(training, "training", 1, "steps", "batch_size")
     yield (
-        training.crop_frames > config.data.clip_frames,
+        not config.data.datasets and training.crop_frames > config.data.clip_frames,
         f"training.crop_frames is {training.crop_frames}: data.clip_frames is only {config.data.clip_frames}",
     )
     yield from _optimizer("lam_optimizer", config.lam_optimizer)
@@ -157,19 +186,40 @@ def _evaluation(config: Config) -> Checks:
     evaluation, phases = config.evaluation, config.phases
     last_lam_step = phases.freeze_deadline if phases.freeze != "never" else config.training.steps
     starts = phases.discover_steps if phases.dynamics_start == "quantise" else last_lam_step
-    never_plays = config.latent_actions.gradient != "dynamics" and config.training.steps <= starts
+    is_late = config.latent_actions.gradient != "dynamics" and not config.data.actions
+    never_plays = is_late and config.training.steps <= starts
     yield (
         config.runtime.evaluate and never_plays,
         f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never play; "
         "train longer, or set runtime.evaluate false",
     )
+    yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
+    yield from _at_least(evaluation, "evaluation", 0, "temperature")
+    yield from (_evaluation_of_music if config.data.datasets else _evaluation_of_drums)(config)
+
+
+def _evaluation_of_music(config: Config) -> Checks:
+    evaluation, stride = config.evaluation, config.latent_actions.action_stride
+    for name in ("frames", "prompt_frames"):
+        value = getattr(evaluation, name)
+        yield (
+            value % stride > 0,
+            f"evaluation.{name} is {value}: it must be a multiple of latent_actions.action_stride, {stride}",
+        )
+    yield (
+        evaluation.frames < evaluation.prompt_frames + 2 * stride,
+        f"evaluation.frames is {evaluation.frames}: it must hold evaluation.prompt_frames, {evaluation.prompt_frames}, "
+        "and two blocks more",
+    )
+
+
+def _evaluation_of_drums(config: Config) -> Checks:
+    evaluation = config.evaluation
     yield (
         config.runtime.evaluate and config.latent_actions.action_stride != 1,
         f"latent_actions.action_stride is {config.latent_actions.action_stride}: the evaluation of drums knows only 1; "
         "set runtime.evaluate false",
     )
-    yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
-    yield from _at_least(evaluation, "evaluation", 0, "temperature")
     longest = max(evaluation.prompt_frames, evaluation.loop_prompt_frames)
     yield (
         not longest + 16 <= evaluation.frames <= config.data.clip_frames,

@@ -39,6 +39,15 @@ def test_overrides_reach_every_level(experiment):
     assert (config.dynamics.max_mask_rate, config.data.one_shots) == (0.5, "some/folder")
 
 
+def test_several_datasets_and_their_weights(experiment):
+    given = "--data.datasets some/one two --data.weights 2 .5 --data.actions auto"
+    config = parse_train_arguments(f"--config {experiment} --workdir w {given}".split()).settings
+    assert (config.data.datasets, config.data.weights, config.data.actions) == (("some/one", "two"), (2.0, 0.5), "auto")
+    assert "data.weights is (1.0,)" in refuse(
+        "--config", experiment, "--workdir", "w", *f"{given} --data.weights 1".split()
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
 
 from melodjinn_jax.data.records import FIELDS, RecordSource
 from melodjinn_jax.errors import UserError
@@ -65,11 +66,21 @@ class Dataset:
         if split not in info.records:
             raise UserError(f"{self.path} has no split named {split}: choose one of {', '.join(info.records)}")
         paths = [self.path / shard_name(split, index, info.shards[split]) for index in range(info.shards[split])]
-        shapes = {
-            "waveform": (info.frames_per_record, info.hop_length),
-            "codes": (info.frames_per_record, info.num_codebooks),
-        }
-        return RecordSource(paths, info.records[split], shapes, fields)
+        return RecordSource(paths, info.records[split], self._shapes, fields)
+
+    def shard_source(self, name: str, fields: tuple[str, ...] = FIELDS) -> RecordSource:
+        """Random access to the records of one shard. Raises `UserError` if it cannot be read."""
+        path = self.path / name
+        try:
+            count = ArrayRecordReader(str(path)).num_records()
+        except RuntimeError as error:
+            raise UserError(f"{path} is damaged: remove {self.path} and prepare it again") from error
+        return RecordSource([path], count, self._shapes, fields)
+
+    @property
+    def _shapes(self) -> dict[str, tuple[int, int]]:
+        frames = self.info.frames_per_record
+        return {"waveform": (frames, self.info.hop_length), "codes": (frames, self.info.num_codebooks)}
 
     def load_split(self, split: str, limit: int | None = None) -> dict[str, Any]:
         """The first `limit` records (all, if None) in file order: stacked waveform int16 `[B, F, H]` and codes uint16

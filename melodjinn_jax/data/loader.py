@@ -7,6 +7,7 @@ import grain
 import numpy as np
 
 from melodjinn_jax.data.dataset import Dataset
+from melodjinn_jax.data.mixture import Mixture
 from melodjinn_jax.errors import UserError
 
 # One thread makes a few batches ahead; more threads only contend for the interpreter lock.
@@ -14,15 +15,25 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
 
 
 class RandomCrop(grain.transforms.RandomMap):
-    """The same `frames` frames of every array, from a random start. Grain draws `rng` from the seed and the index."""
+    """The same `frames` frames of every array, whole blocks of `stride`, from a random block of the record's.
 
-    def __init__(self, frames: int):
-        self._frames = frames
+    Labelled records bring `first_frame`, where their first whole block begins, and keep the `actions` between the
+    blocks of the crop. Grain draws `rng` from the seed and the index.
+    """
 
-    def random_map(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        frames = len(next(iter(element.values())))
-        start = int(rng.integers(frames - self._frames + 1))
-        return {name: array[start : start + self._frames] for name, array in element.items()}
+    def __init__(self, frames: int, stride: int):
+        self._frames, self._stride = frames, stride
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        arrays = {name: value for name, value in element.items() if name not in ("actions", "first_frame")}
+        first = element.get("first_frame", 0)
+        places = (len(next(iter(arrays.values()))) - first - self._frames) // self._stride + 1
+        block = int(rng.integers(places))
+        start = first + block * self._stride
+        crop = {name: array[start : start + self._frames] for name, array in arrays.items()}
+        if "actions" in element:
+            crop["actions"] = element["actions"][block : block + self._frames // self._stride - 1]
+        return crop
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -75,12 +86,13 @@ class BatchIterator(grain.DatasetIterator):
 
 
 def training_iterator(
-    dataset: Dataset,
+    data: Dataset | Mixture,
     *,
     split: str = "train",
     batch_size: int,
     crop_frames: int,
     seed: int,
+    stride: int = 1,
     host_index: int = 0,
     host_count: int = 1,
     workers: int = 0,
@@ -88,28 +100,40 @@ def training_iterator(
 ) -> BatchIterator:
     """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`, as `fields` name.
 
-    `batch_size` is the global one. Host `h` reads rows `[h * b, (h + 1) * b)` of each global batch, `b = batch_size /
-    host_count`, so the batches of all hosts one after another are the batch of a single host. Every epoch is shuffled
-    and cropped anew. Raises `UserError` naming the fields if no such batch can be made.
+    Of labelled data also actions uint16 `[B, F / stride - 1]`. `batch_size` is the global one. Host `h` reads rows
+    `[h * b, (h + 1) * b)` of each global batch, `b = batch_size / host_count`, so the batches of all hosts one after
+    another are the batch of a single host. Each DATASET has its share of every stretch of rows, and is shuffled and
+    cropped anew in every epoch of its own. Raises `UserError` naming the fields if no such batch can be made.
     """
-    frames = dataset.info.frames_per_record
-    if not 1 <= crop_frames <= frames:
-        raise UserError(
-            f"training.crop_frames is {crop_frames}, but the records of {dataset.path} have {frames} frames "
-            "(data.clip_frames): choose a crop of 1 frame to that many"
-        )
+    mixture = data if isinstance(data, Mixture) else Mixture((data,))
+    _check_crop(mixture, crop_frames, stride)
     if batch_size < 1 or batch_size % host_count:
         raise UserError(f"training.batch_size is {batch_size}: it must be a multiple of the {host_count} host(s)")
     if seed < 0:
         raise UserError(f"seed is {seed}: it must not be negative")
+    sources = [
+        mixture.labels[i].source(dataset, split, fields) if mixture.labels else dataset.source(split, fields)
+        for i, dataset in enumerate(mixture.datasets)
+    ]
+    crops = [
+        # A seed for each, or records of the same number would be cropped alike.
+        grain.MapDataset.source(source).seed(seed + i).shuffle().repeat().random_map(RandomCrop(crop_frames, stride))
+        for i, source in enumerate(sources)
+    ]
+    rows = crops[0] if len(crops) == 1 else grain.MapDataset.mix(crops, mixture.weights)
     batches = (
-        grain.MapDataset.source(dataset.source(split, fields))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .random_map(RandomCrop(crop_frames))
-        .batch(batch_size // host_count, drop_remainder=True)
+        rows.batch(batch_size // host_count, drop_remainder=True)
         # Sliced after the crops are drawn, so that they do not depend on the number of hosts.
         .slice(slice(host_index, None, host_count))
     )
     return BatchIterator(batches, workers)
+
+
+def _check_crop(mixture: Mixture, crop_frames: int, stride: int) -> None:
+    frames = mixture.crop_frames(stride)
+    if not 1 <= crop_frames <= frames:
+        paths = ", ".join(str(dataset.path) for dataset in mixture.datasets)
+        raise UserError(
+            f"training.crop_frames is {crop_frames}, but the records of {paths} have {frames} frames to crop from "
+            "(data.clip_frames of the drum world, --chunk-frames of recordings): choose a crop of 1 frame to that many"
+        )

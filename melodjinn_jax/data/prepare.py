@@ -100,7 +100,8 @@ def _to_npz(drums: OneShots) -> bytes:
 def _fingerprint(data: DataConfig, codec_config: CodecConfig) -> dict[str, Any]:
     """All that the records depend on: of `data` only the fields that matter, and recordings by their content."""
     fields = asdict(data)
-    del fields["path"], fields["one_shots"]
+    for name in ("path", "one_shots", "datasets", "weights", "actions"):
+        del fields[name]
     del fields["hits_per_second" if data.rhythm == "loop" else "loop_frames"]
     sounds: dict[str, Any] = {"synthetic": True}
     if data.one_shots:

@@ -14,6 +14,7 @@ from typing import Any, SupportsIndex
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from tensorflow_datasets.proto import tf_example_pb2
 
 from melodjinn_jax.errors import UserError
@@ -69,6 +70,19 @@ def shard_index(record_id: str, num_shards: int) -> int:
     return int.from_bytes(hashlib.sha256(track.encode()).digest()[:8], "big") % num_shards
 
 
+def shard_of(paths: Sequence[str], index: int) -> tuple[Path, int]:
+    """The shard of a record and its index in there, for an error to name; the first shard that cannot be opened."""
+    for path in paths:
+        try:
+            count = ArrayRecordReader(path).num_records()
+        except (RuntimeError, ValueError, OSError):
+            return Path(path), index
+        if index < count:
+            return Path(path), index
+        index -= count
+    return Path(paths[-1]), index
+
+
 class RecordSource:
     """Random access to the records of one split, for Grain. Files open at the first read, so it pickles to workers."""
 
@@ -94,10 +108,9 @@ class RecordSource:
             values = tf_example_pb2.Example.FromString(self._reader[index]).features.feature
             return {name: self._decode(name, values[name].bytes_list.value[0]) for name in self._fields}
         except (RuntimeError, ValueError, IndexError, OSError) as error:
-            first = Path(self._paths[0])
+            shard, record = shard_of(self._paths, index)
             raise UserError(
-                f"record {index} of {first.name} and its other shards is damaged: "
-                f"remove {first.parent} and prepare it again"
+                f"record {record} of {shard} is damaged: remove {shard.parent} and prepare it again"
             ) from error
 
     def _decode(self, name: str, data: bytes) -> Any:

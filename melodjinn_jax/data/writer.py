@@ -65,24 +65,38 @@ def write_shard(file: Path, records: Iterable[Record]) -> Shard:
       OSError: the disk is full or the folder cannot be written.
       ValueError: the records are not all of one length.
     """
+    frames: set[int] = set()
+
+    def serialized() -> Iterator[bytes]:
+        for record in records:
+            frames.update((len(record.waveform), len(record.codes)))
+            if len(frames) > 1:
+                raise ValueError(f"{file.name} needs records of one length: it has {sorted(frames)}")
+            yield serialize(record)
+
+    count, num_bytes = write_array_record(file, serialized())
+    return Shard(count, num_bytes, frames.pop() if frames else None)
+
+
+def write_array_record(file: Path, contents: Iterable[bytes]) -> tuple[int, int]:
+    """Write records of bytes as one ArrayRecord file, which appears under its name when it is complete.
+
+    Returns their number and their size together. Raises `OSError` if the disk is full or the folder cannot be written.
+    """
     partial = file.with_name(f".{file.name}.partial")
-    count, num_bytes, frames = 0, 0, set()
+    count, num_bytes = 0, 0
     writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
-    for record in records:
-        data = serialize(record)
+    for data in contents:
         with _os_errors(file):
             writer.write(data)
         count, num_bytes = count + 1, num_bytes + len(data)
-        frames |= {len(record.waveform), len(record.codes)}
     with _os_errors(file):
         writer.close()
     with open(partial, "rb+") as stream:
         os.fsync(stream.fileno())
-    if len(frames) > 1:
-        raise ValueError(f"{file.name} needs records of one length: it has {sorted(frames)}")
     os.replace(partial, file)
     sync_folder(file.parent)
-    return Shard(count, num_bytes, frames.pop() if frames else None)
+    return count, num_bytes
 
 
 @contextlib.contextmanager

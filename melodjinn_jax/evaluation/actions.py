@@ -56,9 +56,15 @@ def extract_actions(run: Run, waveform: np.ndarray) -> np.ndarray:
       run: with a frozen LAM.
       waveform: float32 [samples] at the codec's sample rate.
     """
-    hop, stride = run.codec.hop_length, run.action_space.stride
-    blocks = len(waveform) // (hop * stride)
-    patches = to_int16(waveform[: blocks * hop * stride]).reshape(1, blocks * stride, hop)
+    hop = run.codec.hop_length
+    return encode_track(run, to_int16(waveform[: len(waveform) // hop * hop]).reshape(-1, hop))
+
+
+def encode_track(run: Run, patches: np.ndarray) -> np.ndarray:
+    """The LAM's keys int [N - 1] of a whole track, int16 [F, H], its length cut to whole blocks."""
+    stride = run.action_space.stride
+    blocks = len(patches) // stride
+    patches = patches[None, : blocks * stride]
     networks = {name: run.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}
     encode = jax.jit(encode_codes, static_argnums=0)
     # In pieces, because attention over a whole track would need memory by the square of its length. Each piece begins

@@ -29,6 +29,8 @@ GROOVE = ((0, 8, 11), (4, 12), (2, 6, 10, 14), (7,), (13, 15))
 FILL_STEPS = (1, 3, 5, 9)
 # One key alone: this many presses, this far apart, and as long for the last to fade.
 KEY_PRESSES, KEY_GAP_SECONDS = 3, 0.4
+# After a prompt there is music under the presses, so what they do takes longer to hear.
+MUSIC_KEY_GAP_SECONDS = 1.0
 # Silence before the first press.
 SILENT_SECONDS = 0.1
 
@@ -44,7 +46,6 @@ def write_samples(run: Run, example: dict[str, Any], results: dict[str, Any]) ->
     Raises:
       UserError: the folder cannot be written.
     """
-    folder, rate = run.workdir.samples, run.codec.sample_rate
     waveforms = {
         "truth": example["truth"],
         "generation": example["follow"],
@@ -53,20 +54,79 @@ def write_samples(run: Run, example: dict[str, Any], results: dict[str, Any]) ->
     }
     drum_names = [None if drum is None else results["drums"][drum] for drum in results["drum_of_key"]]
     played, key_presses, performance = play_keys(run, drum_names)
-    _clear(run)
-    for name, waveform in (waveforms | played).items():
-        write_wav(folder / f"{name}.wav", waveform, rate)
     description = {
-        "sample_rate": rate,
-        "hop_length": run.codec.hop_length,
-        "action_stride": run.action_space.stride,
         **{name: example[name] for name in ("clip", "prompt_frames", "noop_prompt_frames", "actions")},
         **{name: _onsets(example[name]) for name in ("true_onsets", "follow_onsets", "noop_onsets")},
         "control_presses": [[int(frame), int(key)] for frame, key in example["control_presses"]],
         "key_presses": key_presses,
         "performance_presses": performance,
     }
-    write_atomically(folder / EXAMPLE, (json.dumps(description) + "\n").encode())
+    _write(run, waveforms | played, description)
+
+
+def write_music_samples(run: Run, example: dict[str, Any], results: dict[str, Any]) -> None:
+    """The same of music that nobody has labelled: a clip, what was made of it, and every key pressed after its prompt.
+
+    Args:
+      run: the run.
+      example: one held-out clip as `evaluate_music` returns it.
+      results: what `eval.json` holds.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    waveforms = {"truth": example["truth"], "generation": example["follow"], "noop": example["noop"]}
+    temperature = results["sampled"]["temperature"]
+    played, key_presses = press_keys(run, example["prompt"], example["actions"], temperature)
+    description = {
+        **{name: example[name] for name in ("clip", "prompt_frames", "actions")},
+        "noop_prompt_frames": example["prompt_frames"],
+        "key_presses": key_presses,
+    }
+    _write(run, waveforms | played, description)
+
+
+def press_keys(
+    run: Run, prompt: np.ndarray, actions: Sequence[int], temperature: float
+) -> tuple[dict[str, np.ndarray], dict[str, Presses]]:
+    """Press every key alone, several times, after a prompt.
+
+    Args:
+      run: the run.
+      prompt: int [F, Q].
+      actions: of the clip that the prompt begins.
+      temperature: of the sampling.
+
+    Returns:
+      waveforms float32 [samples] by name (`key_1`, ...), the prompt included, and each key's presses by its number.
+    """
+    num_keys, stride, codec = run.action_space.num_keys, run.action_space.stride, run.codec
+    if not num_keys:
+        return {}, {}
+    start, gap = len(prompt), _blocks(MUSIC_KEY_GAP_SECONDS * codec.sample_rate / codec.hop_length, stride)
+    frames = start + (KEY_PRESSES + 1) * gap
+    presses = {
+        key: [(start + (press + 1) * gap, key) for press in range(KEY_PRESSES)] for key in range(1, num_keys + 1)
+    }
+    keys = np.zeros((num_keys, frames // stride - 1), np.int64)
+    keys[:, : start // stride - 1] = actions[: start // stride - 1]
+    for key, own in presses.items():
+        keys[key - 1, [frame // stride - 1 for frame, _ in own]] = key
+    given = np.zeros((num_keys, frames, codec.num_codebooks), np.int32)
+    given[:, :start] = prompt
+    codes = generate(run.models, run.state["dynamics"], given, start, keys, temperature=temperature)
+    sound = np.asarray(codec.decode(codes))
+    return {f"key_{key}": sound[key - 1] for key in presses}, {str(key): own for key, own in presses.items()}
+
+
+def _write(run: Run, waveforms: dict[str, np.ndarray], description: dict[str, Any]) -> None:
+    """Write clips and what happens in them, in place of those of an earlier evaluation."""
+    folder, rate = run.workdir.samples, run.codec.sample_rate
+    _clear(run)
+    for name, waveform in waveforms.items():
+        write_wav(folder / f"{name}.wav", waveform, rate)
+    of_all = {"sample_rate": rate, "hop_length": run.codec.hop_length, "action_stride": run.action_space.stride}
+    write_atomically(folder / EXAMPLE, (json.dumps(of_all | description) + "\n").encode())
 
 
 def play_keys(run: Run, drum_names: Sequence[str | None]) -> tuple[dict[str, np.ndarray], dict[str, Presses], Presses]:

@@ -1,19 +1,17 @@
 """The evaluation of a trained drum world: what `eval.json` holds and how each number is found."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from melodjinn_jax.codecs import Codec
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.evaluation.control import Press, plan_presses, score_presses, worst_key
 from melodjinn_jax.evaluation.labels import LabelScores, score_labels
-from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector, log_mel, match_onsets
+from melodjinn_jax.evaluation.measures import FULL_SCALE, cross_entropies, logmel_correlation, real_time_factor
+from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector, match_onsets
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS
 from melodjinn_jax.training.state import Models, State
@@ -80,13 +78,13 @@ class Evaluator:
             "drum_of_key": labels.drum_of_key,
             "confusion": labels.confusion.tolist(),
             **self._instruments(held_out),
-            **self._cross_entropies(held_out.codes, keys),
+            **cross_entropies(self.models, self.state, held_out.codes, keys),
         }
         greedy, example = self._generate_and_score(held_out, scenes, labels, 0.0)
         sampled, _ = self._generate_and_score(held_out, scenes, labels, self.config.temperature)
         measures |= greedy
         measures["sampled"] = {"temperature": self.config.temperature, **sampled}
-        measures["generation_real_time_factor"] = self._real_time_factor()
+        measures["generation_real_time_factor"] = real_time_factor(self.models, self.state, self.codec)
         measures["success"] = self._succeeded(measures)
         return measures, {**example, "actions": keys[example["clip"]].tolist()}
 
@@ -103,7 +101,7 @@ class Evaluator:
     def _instruments(self, held_out: HeldOut) -> dict[str, float]:
         """The detector itself, on the truth and through the codec."""
         B, F, _ = held_out.codes.shape
-        truth = held_out.waveform.reshape(B, -1).astype(np.float32) / 32768
+        truth = held_out.waveform.reshape(B, -1) / FULL_SCALE
         decoded = self.codec.decode(held_out.codes.astype(np.int32))
         return {
             "detector_onset_f1": self._f1(held_out.hits, self.detector(truth), 1, F - END_MARGIN),
@@ -155,6 +153,8 @@ class Evaluator:
         waveforms = np.asarray(self.codec.decode(codes))
         onsets = self.detector(waveforms)
         B, F, start = scenes.clips, codes.shape[1], self.config.prompt_frames
+        generated = slice(start * self.codec.hop_length, None)
+        truth = held_out.waveform.reshape(B, -1) / FULL_SCALE
         follow, noop, control, keys = onsets[:B], onsets[B : 2 * B], onsets[2 * B : 3 * B], onsets[3 * B :]
         noop_start = int(scenes.prompt_frames[B])
         pressed = score_presses(scenes.control, control, F, labels.drum_of_key)
@@ -162,7 +162,7 @@ class Evaluator:
         phantom = [[onset for onset in clip if onset.frame > noop_start + 1] for clip in noop]
         measures = {
             "generation_onset_f1": self._f1(held_out.hits, follow, start + 1, F - END_MARGIN),
-            "generation_logmel_correlation": self._logmel_correlation(held_out, waveforms[:B], start),
+            "generation_logmel_correlation": logmel_correlation(truth[:, generated], waveforms[:B, generated]),
             "control_accuracy": pressed.accuracy,
             "control_extra_onsets": pressed.extra_onsets,
             "all_keys_accuracy": worst_key(every_key),
@@ -174,7 +174,7 @@ class Evaluator:
             "clip": clip,
             "prompt_frames": start,
             "noop_prompt_frames": noop_start,
-            "truth": held_out.waveform[clip].reshape(-1) / np.float32(32768),
+            "truth": truth[clip],
             "follow": waveforms[clip],
             "noop": waveforms[B + clip],
             "control": waveforms[2 * B],
@@ -184,47 +184,3 @@ class Evaluator:
             "control_presses": [(press.frame, press.key) for press in scenes.control if press.clip == 0],
         }
         return measures, example
-
-    def _logmel_correlation(self, held_out: HeldOut, generated: np.ndarray, start: int) -> float:
-        """Correlation of log-mel spectrograms after the prompt, truth against generation, over all clips."""
-        hop = self.codec.hop_length
-        truth = held_out.waveform.reshape(len(generated), -1).astype(np.float32) / 32768
-        # All clips as one, for a clip may be silent after its prompt.
-        true_mel, generated_mel = (np.asarray(log_mel(x[:, start * hop :])).ravel() for x in (truth, generated))
-        return float(np.corrcoef(true_mel, generated_mel)[0, 1])
-
-    def _cross_entropies(self, codes: np.ndarray, keys: np.ndarray) -> dict[str, float]:
-        """Teacher-forced cross entropy in nats per token, with true actions, shuffled in time, and none."""
-
-        @jax.jit
-        def cross_entropy(params, codes, actions):
-            logits = self.models.dynamics(params)(codes, actions)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-            return losses[:, 1:].mean()
-
-        rng = np.random.default_rng(0)
-        variants = {
-            "true_actions": keys,
-            "shuffled_actions": rng.permuted(keys, axis=1),
-            "no_actions": np.full_like(keys, self.models.num_codes),
-        }
-        tokens = jnp.asarray(codes, jnp.int32)
-        return {
-            f"cross_entropy_{name}": float(cross_entropy(self.state["dynamics"], tokens, jnp.asarray(actions)))
-            for name, actions in variants.items()
-        }
-
-    def _real_time_factor(self, seconds: float = 10.0, repeats: int = 5) -> float:
-        """Seconds of audio per second of work at batch 1, decoding included: the median of several runs."""
-        frames = round(seconds * self.codec.sample_rate / self.codec.hop_length)
-        prompt = np.zeros((1, frames, self.codec.num_codebooks), np.int32)
-        stride = self.models.config.latent_actions.action_stride
-        actions = np.zeros((1, -(-frames // stride) - 1), np.int32)
-        walls = []
-        for _ in range(repeats + 1):
-            begin = time.perf_counter()
-            codes = generate(self.models, self.state["dynamics"], prompt, 1, actions)
-            np.asarray(self.codec.decode(codes))
-            walls.append(time.perf_counter() - begin)
-        # The first run compiles.
-        return seconds / float(np.median(walls[1:]))

@@ -5,7 +5,8 @@ Codes are merged by effect into keys (see `merging`). Everything after the laten
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,18 @@ class ActionSpace:
     def digest(self) -> str:
         content = [self.stride, list(self.key_of_code), self.codebook_digest]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields and its digest."""
+        return {**asdict(self), "digest": self.digest}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "ActionSpace":
+        """The inverse of `to_json`. Raises `ValueError` if the digest is not that of the fields."""
+        space = cls(fields["stride"], tuple(fields["key_of_code"]), fields["codebook_digest"])
+        if space.digest != fields["digest"]:
+            raise ValueError(f"an action space says that it is {fields['digest']}, but is {space.digest}")
+        return space
 
 
 def digest_codebook(vectors: np.ndarray) -> str:

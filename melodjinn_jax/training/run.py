@@ -5,7 +5,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from melodjinn_jax.codecs import Codec, load_codec, require_same_codec
-from melodjinn_jax.config import Config, LatentActionConfig
+from melodjinn_jax.config import Config, EvaluationConfig, LatentActionConfig
 from melodjinn_jax.data.dataset import Dataset, open_dataset
+from melodjinn_jax.data.loader import training_iterator
+from melodjinn_jax.data.mixture import Mixture, open_mixture
 from melodjinn_jax.data.prepare import prepare_toy_drums
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.models.action_space import ActionSpace
 from melodjinn_jax.training.checkpoint import CheckpointStore
+from melodjinn_jax.training.labelled import LabelledMachine, require_same_actions
 from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
 from melodjinn_jax.training.state import CodecShape, Models, Phase, State, abstract_state
 from melodjinn_jax.training.workdir import WorkDir, load_config
@@ -27,6 +30,9 @@ from melodjinn_jax.training.workdir import WorkDir, load_config
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "melodjinn-jax")
 LAM_PARTS = ("lam", "feature_scale")
 CODEBOOK_PARTS = ("codebook", "key_of_code")
+PROBE_SEED = 1 << 31  # beyond the seeds that a run may have, so that the probe set is no batch of its
+
+Machine = PhaseMachine | LabelledMachine
 
 
 def tune_process(compile_cache: str) -> None:
@@ -48,21 +54,67 @@ def dataset_path(config: Config, workdir: Path) -> Path:
     return Path(config.data.path) if config.data.path else workdir / "dataset"
 
 
-def prepare_data(config: Config, workdir: WorkDir, progress: Callable[[str], None]) -> tuple[Dataset, Codec]:
-    """The run's DATASET, prepared if it is not there, and its codec, copied into the work directory.
+def open_data(config: Config, workdir: Path) -> Mixture:
+    """The run's DATASETs and labels, which must be there. Raises `UserError` if they are not."""
+    data = config.data
+    if not data.datasets:
+        return Mixture((open_dataset(dataset_path(config, workdir)),))
+    return open_mixture(data.datasets, data.weights, data.actions)
+
+
+def prepare_data(config: Config, workdir: WorkDir, progress: Callable[[str], None]) -> tuple[Mixture, Codec]:
+    """The run's data, the drum world prepared if it is not there, and the codec, copied into the work directory.
 
     Raises:
-      UserError: the DATASET cannot be had, or the work directory's codec is another one.
+      UserError: a DATASET cannot be had, or the work directory's codec is another one.
     """
-    dataset = prepare_toy_drums(config.data, config.codec, dataset_path(config, workdir.path), progress)
+    if not config.data.datasets:
+        prepare_toy_drums(config.data, config.codec, dataset_path(config, workdir.path), progress)
+    data = open_data(config, workdir.path)
     if not workdir.codec.exists():
         unfinished = workdir.codec.with_name("codec.copying")
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(dataset.codec_folder, unfinished)
+        shutil.copytree(data.datasets[0].codec_folder, unfinished)
         unfinished.rename(workdir.codec)
     codec = load_codec(workdir.codec)
-    check_codec(dataset, codec)
-    return dataset, codec
+    check_codecs(data, codec)
+    if config.data.datasets and config.runtime.evaluate:
+        check_held_out(data, config.evaluation, config.latent_actions.action_stride)
+    return data, codec
+
+
+def check_held_out(data: Mixture, evaluation: EvaluationConfig, stride: int) -> None:
+    """Raise `UserError` unless recordings hold what the evaluation needs; better before the training than after."""
+    data.require_split(evaluation.split)
+    frames = data.crop_frames(stride)
+    if evaluation.frames > frames:
+        raise UserError(
+            f"evaluation.frames is {evaluation.frames}: the records of data.datasets have only {frames} to cut it from"
+        )
+
+
+def check_codecs(data: Mixture, codec: Codec) -> None:
+    for dataset in data.datasets:
+        check_codec(dataset, codec)
+
+
+def make_machine(models: Models, data: Mixture) -> Machine:
+    """What says in which phase the run is; of one that discovers its actions, over a fixed set of training clips."""
+    config = models.config
+    if data.labels:
+        return LabelledMachine(models, data.action_space)
+    clips = config.phases.probe_clips
+    if not config.data.datasets:
+        return PhaseMachine(models, data.datasets[0].load_split("train", clips)["waveform"])
+    draw = training_iterator(
+        data,
+        batch_size=clips,
+        crop_frames=models.probe_frames,
+        seed=PROBE_SEED,
+        stride=config.latent_actions.action_stride,
+        fields=("waveform",),
+    )
+    return PhaseMachine(models, next(draw)["waveform"])
 
 
 def check_codec(dataset: Dataset, codec: Codec) -> None:
@@ -76,7 +128,7 @@ def make_models(config: Config, codec: Codec) -> Models:
     return Models(config, shape)
 
 
-def checkpoint_metadata(machine: PhaseMachine, state: State, record: PhaseRecord, codec: Codec) -> dict[str, Any]:
+def checkpoint_metadata(machine: Machine, state: State, record: PhaseRecord, codec: Codec) -> dict[str, Any]:
     """What a checkpoint says beside its arrays; read before any array is loaded."""
     metadata: dict[str, Any] = {
         "phase": record.to_json(),
@@ -84,9 +136,8 @@ def checkpoint_metadata(machine: PhaseMachine, state: State, record: PhaseRecord
         "codec_digest": codec.digest,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
-    if "codebook" in state:
-        space = machine.action_space(state)
-        metadata["action_space"] = {**asdict(space), "digest": space.digest}
+    if record.phase is not Phase.DISCOVER:
+        metadata["action_space"] = machine.action_space(state).to_json()
     return metadata
 
 
@@ -102,13 +153,17 @@ class Run:
     record: PhaseRecord
     action_space: ActionSpace
     state: State
-    """`lam`, `feature_scale`, `codebook`, `key_of_code` and `dynamics`."""
+    """`dynamics`, and of a run that has a LAM `lam`, `feature_scale`, `codebook` and `key_of_code`."""
 
-    def open_dataset(self) -> Dataset:
-        """The run's DATASET, checked to be of the run's codec."""
-        dataset = open_dataset(dataset_path(self.config, self.workdir.path))
-        check_codec(dataset, self.codec)
-        return dataset
+    @property
+    def has_lam(self) -> bool:
+        return "lam" in self.state
+
+    def open_data(self) -> Mixture:
+        """The run's DATASETs, checked to be of the run's codec."""
+        data = open_data(self.config, self.workdir.path)
+        check_codecs(data, self.codec)
+        return data
 
 
 def load_run(path: str) -> Run:
@@ -127,16 +182,18 @@ def load_run(path: str) -> Run:
         metadata = checkpoint.metadata
         require_same_codec(metadata["codec_digest"], codec, f"the checkpoint of step {checkpoint.step}")
         record = PhaseRecord.from_json(metadata["phase"])
-        if "dynamics" not in metadata["parts"] or "codebook" not in metadata["parts"]:
+        parts = metadata["parts"]
+        if "dynamics" not in parts or "action_space" not in metadata:
             raise UserError(
                 f"--workdir {path} is at step {checkpoint.step}, in phase {record.phase}, and cannot play yet: "
                 "train it further"
             )
-        arrays = store.read_arrays(checkpoint.step, *LAM_PARTS, *CODEBOOK_PARTS, "dynamics")
-    space = metadata["action_space"]
-    action_space = ActionSpace(space["stride"], tuple(space["key_of_code"]), space["codebook_digest"])
-    if action_space.digest != space["digest"]:
-        raise UserError(f"the checkpoint of step {checkpoint.step} in {path} holds another action space than it says")
+        wanted = [name for name in (*LAM_PARTS, *CODEBOOK_PARTS, "dynamics") if name in parts]
+        arrays = store.read_arrays(checkpoint.step, *wanted)
+    try:
+        action_space = ActionSpace.from_json(metadata["action_space"])
+    except ValueError as error:
+        raise UserError(f"the checkpoint of step {checkpoint.step} in {path} is damaged: {error}") from error
     return Run(
         workdir=workdir,
         config=config,
@@ -149,8 +206,10 @@ def load_run(path: str) -> Run:
     )
 
 
-def initial_parameters(source: str, models: Models, codec: Codec) -> tuple[State, bool]:
+def initial_parameters(source: str, models: Models, codec: Codec, labels: ActionSpace | None) -> tuple[State, bool]:
     """What `--init-from WORKDIR[:lam|dynamics]` brings: parts of a state, and whether its actions are frozen.
+
+    A run on labels, whose action space is given, takes the dynamics model only.
 
     Raises:
       UserError: no such run or part, or the parameters do not fit this run's models.
@@ -158,14 +217,19 @@ def initial_parameters(source: str, models: Models, codec: Codec) -> tuple[State
     path, _, part = source.partition(":")
     if part not in ("", "lam", "dynamics"):
         raise UserError(f"--init-from {source}: after the colon stands lam or dynamics, not {part}")
+    if labels and part == "lam":
+        raise UserError(f"--init-from {source}: a run on the labels of data.actions has no LAM; take {path}:dynamics")
     workdir = WorkDir(path)
     theirs = load_config(path)
-    if part != "dynamics":
+    if part != "dynamics" and not labels:
         _check_same_meaning(source, theirs.latent_actions, models.config.latent_actions)
     with CheckpointStore(workdir.checkpoints) as store:
         checkpoint = store.latest()
         if checkpoint is None:
             raise UserError(f"--init-from {source}: {workdir.checkpoints} holds no checkpoint")
+        if labels and not part:
+            require_same_actions(checkpoint.metadata, labels, f"--init-from {source}")
+            part = "dynamics"
         there = checkpoint.metadata["parts"]
         frozen = checkpoint.metadata["phase"]["phase"] == Phase.FROZEN and part != "dynamics"
         names = list(LAM_PARTS) if part != "dynamics" else []

@@ -29,6 +29,7 @@ class Phase(enum.StrEnum):
     frozen: `lam`, `codebook`, `key_of_code`, and no optimiser state of the LAM.
 
     `dynamics`, `dynamics_opt` and `dynamics_start` (the step it began at) are there once the dynamics model trains.
+    A run on labels is frozen from the start and holds, of all these, only those of the dynamics model.
     """
 
     DISCOVER = "discover"
@@ -108,6 +109,11 @@ class Models:
         return random_codebook(key, actions.max_codes, actions.latent_dim)
 
     @property
+    def probe_frames(self) -> int:
+        """Frames of a clip of the probe set: whole clips of the drum world, crops of recordings."""
+        return self.config.training.crop_frames if self.config.data.datasets else self.config.data.clip_frames
+
+    @property
     def trains_jointly(self) -> bool:
         """Whether the LAM learns from the dynamics model's loss, so that both train from the first step."""
         return self.config.latent_actions.gradient == "dynamics"
@@ -141,13 +147,13 @@ def commit(state: State) -> State:
 
 def abstract_state(models: Models, parts: list[str]) -> State:
     """Shapes of the named parts of a state, for loading them."""
-    data, actions = models.config.data, models.config.latent_actions
+    actions = models.config.latent_actions
 
     def build() -> State:
         state = with_dynamics(models, initial_state(models, jnp.float32(0)), 0)
         state["codebook"] = models.init_codebook(state["rng"])
         state["key_of_code"] = jnp.zeros(models.num_codes, jnp.int32)
-        transitions = data.clip_frames // actions.action_stride - 1
+        transitions = models.probe_frames // actions.action_stride - 1
         state["probe_keys"] = jnp.zeros((models.config.phases.probe_clips, transitions), jnp.int32)
         return state
 

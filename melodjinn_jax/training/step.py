@@ -22,7 +22,7 @@ from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, mak
 from melodjinn_jax.training.state import Models, Phase, State
 
 Batch = Mapping[str, Any]
-"""waveform int16 [B, F, H] and codes uint16 [B, F, Q]."""
+"""waveform int16 [B, F, H] and codes uint16 [B, F, Q]; of labelled data actions uint16 [B, N - 1] and no waveform."""
 Metrics = dict[str, jax.Array]
 
 
@@ -205,8 +205,8 @@ def _step_dynamics(config: Config, state: State, grads: Any) -> State:
 
 
 def update_dynamics(models: Models, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
-    """One step of the dynamics model under the LAM's keys, through which no gradient flows."""
-    keys = encode_keys(models, state, batch["waveform"])
+    """One step of the dynamics model under the labels or the LAM's keys, through which no gradient flows."""
+    keys = batch["actions"].astype(jnp.int32) if "actions" in batch else encode_keys(models, state, batch["waveform"])
 
     def loss_fn(params):
         return dynamics_loss(models, params, batch["codes"], keys, key)

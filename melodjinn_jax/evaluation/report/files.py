@@ -56,9 +56,15 @@ class RunFiles:
         return self.results.get("drums", [])
 
     @property
+    def is_music(self) -> bool:
+        """Whether the run was on music of which no truth is known, and not on the drum world."""
+        return bool(self.config.data.datasets)
+
+    @property
     def drum_of_key(self) -> list[int | None]:
-        """For keys 1..: the drum each stands for."""
-        return self.results.get("drum_of_key", [])
+        """For keys 1..: the drum each stands for; of music none."""
+        unknown = [None] * self.results.get("num_keys", 0) if self.is_music else []
+        return self.results.get("drum_of_key", unknown)
 
     @property
     def num_keys(self) -> int:
@@ -71,9 +77,15 @@ class RunFiles:
         return f"c{drum % NUM_COLORS}"
 
     def key_name(self, key: int) -> str:
-        """The drum that a key plays."""
+        """The drum that a key plays; what it does to music, nobody has named."""
         drum = self._drum(key)
-        return "NOOP" if key == 0 else "no drum" if drum is None else self.drum_name(drum)
+        if key == 0 or (drum is None and self.is_music):
+            return "" if key else "NOOP"
+        return "no drum" if drum is None else self.drum_name(drum)
+
+    def key_title(self, key: int) -> str:
+        """A key by its number and, where that is known, its name."""
+        return ", ".join(filter(None, [f"key {key}" if key else "", self.key_name(key)]))
 
     def key_color(self, key: int) -> str:
         """That of its drum; a key without one has a colour that no drum has, as far as they reach."""

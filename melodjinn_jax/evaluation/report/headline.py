@@ -1,6 +1,7 @@
 """The head of the report: which run this is, whether it did what it should, and the numbers that say so."""
 
 import math
+from typing import Any
 
 from melodjinn_jax.evaluation.report.files import RunFiles
 from melodjinn_jax.evaluation.report.markup import NOTHING, Html, join, percent, tag
@@ -42,6 +43,8 @@ def header(files: RunFiles) -> Html:
 def judge(files: RunFiles) -> tuple[bool, str]:
     """Whether the run succeeded, and why in words."""
     results, drums = files.results, len(files.drums)
+    if files.is_music:
+        return judge_music(results)
     if results.get("success"):
         return True, f"It works: {drums} drums were found, and each has a key that plays it."
     short = []
@@ -55,12 +58,26 @@ def judge(files: RunFiles) -> tuple[bool, str]:
     return False, f"Not there yet: {reason}. The bar is {SUCCESS_THRESHOLD:.0%}."
 
 
+def judge_music(results: dict[str, Any]) -> tuple[bool, str]:
+    """Whether the actions tell the dynamics model something true, which is what can be said without any truth."""
+    true, none, shuffled = (
+        results.get(f"cross_entropy_{kind}_actions", math.nan) for kind in ("true", "no", "shuffled")
+    )
+    if results.get("num_keys") and true < none and true < shuffled:
+        return True, f"The actions tell the future: they take {none - true:.3f} nats of {none:.3f} from each token."
+    if not results.get("num_keys"):
+        return False, "No key was found: nothing that happens in this music was told from nothing."
+    return False, "The actions do not tell the future yet: unseen music is as surprising with them as without."
+
+
 def tiles(files: RunFiles) -> Html:
     """The headline numbers."""
     results = files.results
     sampled = results.get("sampled", {})
     shown = [_share_tile(name, results[name], sampled.get(name)) for name in SUCCESS_KEYS if name in results]
-    if "num_keys" in results:
+    if files.is_music:
+        shown += _music_tiles(results)
+    elif "num_keys" in results:
         keys, drums = results["num_keys"], len(files.drums)
         note = f"NOOP beside them; {results['num_actions']} codes in use" if "num_actions" in results else ""
         meaning = "One for each drum, from sound alone"
@@ -71,6 +88,20 @@ def tiles(files: RunFiles) -> Html:
         meaning = "Seconds of sound per second of computing, one stream"
         shown.append(_tile("Speed", text, meaning, f"real time is 1{_TIMES}", factor >= 1))
     return join(shown)
+
+
+def _music_tiles(results: dict[str, Any]) -> list[Html]:
+    shown = [
+        ("num_keys", "Keys found", "{:,}", "Beside NOOP, from sound alone"),
+        ("cross_entropy_true_actions", "Surprise", "{:.3f}", "Nats per token of unseen music, given its actions"),
+        ("generation_logmel_correlation", "Likeness", "{:.3f}", "Correlation of spectrograms, replayed from actions"),
+        ("generation_silence_share", "Silence", "{:.1%}", "Of what was generated from unseen prompts and actions"),
+    ]
+    return [
+        _tile(title, form.format(results[name]), meaning, "", True)
+        for name, title, form, meaning in shown
+        if name in results
+    ]
 
 
 def _share_tile(name: str, greedy: float, sampled: float | None) -> Html:
@@ -94,12 +125,3 @@ def _tile(title: str, value: str, meaning: str, note: str, is_good: bool, meter:
         tag("p", meaning, class_="meaning"),
         class_=f"tile {'good' if is_good else 'weak'}",
     )
-
-
-# Sound ---------------------------------------------------------------------------------------------------------------
-
-
-# Training ------------------------------------------------------------------------------------------------------------
-
-
-# Numbers -------------------------------------------------------------------------------------------------------------

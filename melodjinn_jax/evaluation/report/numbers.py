@@ -19,12 +19,20 @@ EXPLANATIONS = {
     "noop_clean_fraction": "continuations under NOOP alone in which no drum sounds",
     "control_extra_onsets": "hits heard beyond the first, per press",
     "generation_logmel_correlation": "correlation of log-mel spectrograms, held-out clip against generation",
+    "generation_logmel_distance": "difference of the same spectrograms, in decibels",
+    "codec_logmel_distance": "the same of the codec alone, on the whole clips: no generation can be expected below it",
+    "generation_level_db": "level of these generations, in decibels of full scale",
+    "held_out_level_db": "level of the held-out clips",
+    "noop_level_db": "level of continuations under NOOP alone",
+    "generation_silence_share": "frames of these generations below -60 decibels",
+    "held_out_silence_share": "the same of the held-out clips",
+    "noop_silence_share": "the same of continuations under NOOP alone",
     "temperature": "of the sampling; 0 always takes the likeliest token",
     "onset_accuracy": "true hits that have the action of their drum",
     "noop_precision": "moments heard as NOOP that had no hit",
     "noop_recall": "moments without a hit that are NOOP",
     "action_nmi": "normalised mutual information of actions and hits",
-    "num_actions": "codes in use on the held-out clips, NOOP's among them",
+    "num_actions": "codes (in a run on labels keys) in use on the held-out clips, NOOP's among them",
     "num_keys": "keys that the codes were merged into, beside NOOP",
     "cross_entropy_true_actions": "nats per token of held-out clips, given their own actions",
     "cross_entropy_shuffled_actions": "the same, their actions shuffled in time",
@@ -42,7 +50,7 @@ EXPLANATIONS = {
     "parameters.lam": "parameters of the latent action model",
     "parameters.dynamics": "parameters of the dynamics model",
 }
-_LISTED_APART = ("sampled", "confusion", "drum_of_key", "drums", "keys")
+_LISTED_APART = ("sampled", "confusion", "drum_of_key", "drums", "keys", "key_usage")
 
 
 def confusion(files: RunFiles) -> Html:
@@ -99,6 +107,7 @@ def numbers(files: RunFiles) -> Html:
         [
             heading("All numbers", "What eval.json holds. Generation is greedy, and measured again with sampling."),
             _cross_entropies(results),
+            _key_usage(files),
             table(["measure", "value", "sampled", "meaning"], rows, "numbers"),
             _key_table(files),
         ]
@@ -124,6 +133,18 @@ def _cross_entropies(results: dict[str, Any]) -> Html:
     note = "Surprise at the next token, in nats. The right actions should make it less, wrong ones more."
     caption = tag("figcaption", tag("h3", "Do actions tell the future?"), tag("p", note))
     return tag("figure", caption, *bars, class_="bars")
+
+
+def _key_usage(files: RunFiles) -> Html:
+    shares = files.results.get("key_usage", [])
+    if not shares:
+        return NOTHING
+    bars = []
+    for key, share in enumerate(shares):
+        bar = tag("i", style=f"--width:{share / max(shares):.3f}")
+        bars.append(tag("div", tag("span", files.key_title(key)), bar, tag("b", f"{share:.3f}")))
+    note = "Share of the actions of the held-out clips. Nothing should happen most of the time."
+    return tag("figure", tag("figcaption", tag("h3", "Keys in use"), tag("p", note)), *bars, class_="bars")
 
 
 def _key_table(files: RunFiles) -> Html:
@@ -185,5 +206,7 @@ def commands(files: RunFiles) -> Html:
         "Measure again, on other clips":
             f"python -m melodjinn_jax.evaluate --workdir {workdir} --evaluation.split validation",
     }  # fmt: skip
+    if files.config.data.actions:  # no LAM to extract them with
+        del lines["Extract the actions of a recording and play them"]
     blocks = [tag("div", tag("p", what), tag("pre", tag("code", line))) for what, line in lines.items()]
     return join([heading("Play on", "From the folder in which the run was started."), *blocks])

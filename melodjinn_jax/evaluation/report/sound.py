@@ -66,7 +66,7 @@ def hit_marks(files: RunFiles, onsets: Iterable[Sequence[float]]) -> list[Mark]:
 
 def press_marks(files: RunFiles, presses: Iterable[Sequence[int]]) -> list[Mark]:
     return [
-        Mark(frame, files.key_color(key), f"key {key}, {files.key_name(key)}, at {_seconds(files, frame)}", key - 1)
+        Mark(frame, files.key_color(key), f"{files.key_title(key)}, at {_seconds(files, frame)}", key - 1)
         for frame, key in presses
     ]
 
@@ -81,7 +81,11 @@ def listen(files: RunFiles) -> Html:
     keys = [key for key in presses if f"key_{key}" in files.clips]
     if performance is None and not keys:
         return NOTHING
-    lead = "Nobody told the model what a drum is. It listened, found its own keys, and plays them."
+    lead = (
+        "Every key that the model found by itself, pressed three times after the start of an unseen clip."
+        if files.is_music
+        else "Nobody told the model what a drum is. It listened, found its own keys, and plays them."
+    )
     parts = [heading("Listen", lead)]
     if performance is not None:
         parts.append(_performance(files, performance))
@@ -120,7 +124,7 @@ def _pad(files: RunFiles, key: int, presses: Iterable[Sequence[int]], clip: Clip
     ]
     return tag(
         "div",
-        tag("div", player(clip, f"key {key}, {name}"), tag("b", str(key)), tag("h3", name), class_="head"),
+        tag("div", player(clip, files.key_title(key)), tag("b", str(key)), tag("h3", name), class_="head"),
         tag("div", plot, class_="plot"),
         tag("p", ", ".join(scores)),
         class_=f"pad track {files.key_color(key)}",
@@ -141,19 +145,21 @@ def one_clip(files: RunFiles) -> Html:
     frames, scale = _frames(files, clips["truth"]), _peak(clips[name] for name in ("truth", "generation", "noop"))
 
     def row(title: str, note: str, name: str, onsets: str, prompt: Sequence[Html] = (), attack: float = ATTACK) -> Html:
-        marks = hit_marks(files, example[onsets])
+        marks = hit_marks(files, example.get(onsets, []))
         plot = waveform(clips[name].waveform, scale, marks, frames, f"{title}: {_names(marks)}", attack)
         return track(title, note, clips[name], [*prompt, plot])
 
     prompt, noop_prompt = ([shaded(frames, example[name])] for name in ("prompt_frames", "noop_prompt_frames"))
+    with_hits = "" if files.is_music else ", with its true hits"
     rows = [
-        row("The recording", "Unseen in training, with its true hits", "truth", "true_onsets", attack=0),
+        row("The recording", f"Unseen in training{with_hits}", "truth", "true_onsets", attack=0),
         _actions(files, frames),
         row("Actions played", "Generated from prompt and actions", "generation", "follow_onsets", prompt),
         row("Left alone", "The same prompt, then only NOOP", "noop", "noop_onsets", noop_prompt),
         time_axis(clips["truth"].seconds),
     ]
-    lead = "One clip that training never saw, on one time axis. Colours are drums; the shaded start is the prompt."
+    colors = "" if files.is_music else "Colours are drums; "
+    lead = f"One clip that training never saw, on one time axis. {colors}The shaded start is the prompt."
     slow = tag("label", tag("input", type="checkbox"), "Play at half speed", class_="slow")
     return join([heading("One clip, heard and played back", lead), tag("div", *rows, class_="figure"), slow])
 
@@ -162,7 +168,7 @@ def _actions(files: RunFiles, frames: float) -> Html:
     marks = _action_marks(files)
     label = f"actions: {_names([mark for mark in marks if mark.color != NEUTRAL])}"
     plot = roll(files.num_keys + 1, marks, frames, label)
-    note = "The latent action of every moment, NOOP between hits"
+    note = "The latent action of every moment" + ("" if files.is_music else ", NOOP between hits")
     return track("Actions heard", note, None, [plot], lane_names(files, with_noop=True))
 
 
@@ -173,7 +179,8 @@ def _action_marks(files: RunFiles) -> list[Mark]:
     for index, key in enumerate(files.example["actions"]):
         frame = (index + 1.5) * stride
         lane = key - 1 if key else files.num_keys
-        marks.append(Mark(frame, files.key_color(key), f"{files.key_name(key)} at {_seconds(files, frame)}", lane))
+        name = files.key_name(key) or files.key_title(key)
+        marks.append(Mark(frame, files.key_color(key), f"{name} at {_seconds(files, frame)}", lane))
     return marks
 
 

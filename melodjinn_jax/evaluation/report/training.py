@@ -73,7 +73,7 @@ def _code_usage(files: RunFiles, steps: Sequence[dict[str, Any]]) -> Html:
     names, colors = [], []
     for code in order:
         key = key_of_code[code] if code < len(key_of_code) else None
-        meaning = "" if key is None else "NOOP" if key == 0 else f"key {key}, {files.key_name(key)}"
+        meaning = "" if key is None else files.key_title(key)
         colors.append(NEUTRAL if key is None else files.key_color(key))
         names.append(tag("div", tag("b", str(code)), f" {meaning}", class_=f"name {colors[-1]}", title=meaning))
     ends = [tag("div", percent(shares[code, -1]), class_="name") for code in order]

@@ -1,0 +1,236 @@
+"""From DATASETs of music to a run with its report, and from its labels to a run without waveform and LAM."""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from music_world import write_music
+
+from melodjinn_jax import evaluate, generate, label, train
+from melodjinn_jax.config import Config, DataConfig, DynamicsConfig, EvaluationConfig, LatentActionConfig, RuntimeConfig
+from melodjinn_jax.data.audio import load_audio
+from melodjinn_jax.data.records import RecordSource
+from melodjinn_jax.errors import UserError
+from melodjinn_jax.evaluation.measures import FLOOR_DB, level, logmel_correlation, logmel_distance
+from melodjinn_jax.experiment import load_experiment
+from melodjinn_jax.training.manifest import read_manifest
+from melodjinn_jax.training.run import load_run
+from melodjinn_jax.training.state import CodecShape, Models, abstract_state, count_parameters
+from melodjinn_jax.training.workdir import WorkDir
+from melodjinn_jax.validation import check_config
+
+ROOT = Path(__file__).resolve().parent.parent
+STRIDE = 2
+TRACKS = {"train": {"a": 170, "b": 120, "c": 90}, "test": {"d": 150}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A LAM run on a mixture, and a run on the labels that it made."""
+
+    datasets: tuple[str, str]
+    lam_run: Path
+    labelled: Path
+
+
+def music_config(datasets: tuple[str, ...], **data) -> Config:
+    return tiny_config(
+        data=DataConfig(datasets=datasets, **data),
+        latent_actions=LatentActionConfig(
+            dim=16,
+            num_heads=2,
+            latent_dim=4,
+            window=5,
+            max_codes=8,
+            action_stride=STRIDE,
+            # Some keys come out of a LAM that has hardly been trained.
+            kl_weight=0.0,
+            cluster_radius=0.05,
+            noop_threshold=0.0,
+            merge_error=0.0,
+        ),
+        dynamics=DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=8),
+        evaluation=EvaluationConfig(clips=3, frames=24),
+        runtime=RuntimeConfig(log_every=1, save_every=3, compile_cache="", progress=False),
+    )
+
+
+def run_train(path: Path, config: Config, init_from: str = "") -> None:
+    check_config(config)
+    with WorkDir.create_or_open(path, config) as workdir:
+        assert train.train(config, workdir, init_from) == 0
+
+
+def command(monkeypatch, module, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    return module.main()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Trained:
+    folder = tmp_path_factory.mktemp("music")
+    datasets = (str(folder / "one"), str(folder / "two"))
+    for seed, path in enumerate(datasets):
+        write_music(Path(path), TRACKS, seed=10 * seed)
+    run_train(folder / "lam", music_config(datasets, weights=(3.0, 1.0)))
+    evaluate.evaluate_run(str(folder / "lam"), music_config(datasets).evaluation)
+    with pytest.MonkeyPatch.context() as patch:
+        for path in datasets:
+            assert command(patch, label, "--workdir", str(folder / "lam"), "--dataset", path) == 0
+        # What a run on labels must not need.
+        decode = RecordSource._decode
+
+        def no_waveform(self, name, data):
+            assert name != "waveform"
+            return decode(self, name, data)
+
+        patch.setattr(RecordSource, "_decode", no_waveform)
+        run_train(folder / "labelled", music_config(datasets, actions="auto"))
+    evaluate.evaluate_run(str(folder / "labelled"), music_config(datasets).evaluation)
+    return Trained(datasets, folder / "lam", folder / "labelled")
+
+
+def newest(workdir: Path):
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal()]
+    return read_manifest(workdir / "checkpoints" / str(max(steps)))
+
+
+@pytest.mark.parametrize("name", ["lam_run", "labelled"])
+def test_a_run_ends_with_what_can_be_measured_and_a_page_that_plays_it(trained, name):
+    workdir = getattr(trained, name)
+    results = json.loads((workdir / "eval.json").read_text())
+    assert (results["step"], results["phase"]) == (12, "frozen")
+    assert results["freeze_reason"] == ("labelled" if name == "labelled" else "deadline")
+    assert set(results["parameters"]) == {"dynamics"} | ({"lam"} if name == "lam_run" else set())
+    assert results["num_keys"] > 0
+    assert len(results["key_usage"]) == results["num_keys"] + 1
+    assert sum(results["key_usage"]) == pytest.approx(1)
+    for scores in (results, results["sampled"]):
+        assert -1 <= scores["generation_logmel_correlation"] <= 1
+        assert scores["generation_logmel_distance"] >= 0
+        assert 0 <= scores["generation_silence_share"] <= 1
+        assert FLOOR_DB <= scores["generation_level_db"] < 6
+    assert 0 < results["cross_entropy_true_actions"] < 10
+    assert results["generation_real_time_factor"] > 0
+    page = (workdir / "report.html").read_text()
+    sections = set(re.findall(r'<section id="(\w+)"', page))
+    assert sections == {"listen", "clip", "training", "numbers", "settings", "commands"}
+    assert "drum" not in re.sub(r"(?s)<(style|script)>.*?</\1>", "", page)
+    assert page.count("<audio") == 3 + results["num_keys"]
+
+
+def test_a_labelled_run_has_the_action_space_of_its_labels_and_no_lam(trained):
+    theirs, ours = newest(trained.lam_run), newest(trained.labelled)
+    assert ours.metadata["action_space"] == theirs.metadata["action_space"]
+    assert ours.metadata["phase"]["freeze_step"] == 0
+    assert {leaf.path[0] for leaf in ours.leaves}.isdisjoint({"lam", "codebook", "key_of_code", "feature_scale"})
+    run = load_run(str(trained.labelled))
+    assert not run.has_lam
+    assert run.action_space == load_run(str(trained.lam_run)).action_space
+
+
+def test_a_labelled_run_trains_as_under_the_lam_itself(trained):
+    """With the dynamics model and the actions of one, it is the other."""
+    losses = [
+        [row["cross_entropy"] for row in map(json.loads, (path / "metrics.jsonl").open()) if "cross_entropy" in row]
+        for path in (trained.lam_run, trained.labelled)
+    ]
+    assert len(losses[1]) == 12
+    assert np.isfinite(losses[1]).all()
+    assert losses[1][-1] < losses[1][0]
+
+
+def test_generate_plays_keys_and_refuses_to_extract_without_a_lam(trained, tmp_path, monkeypatch, capsys):
+    out, again = tmp_path / "clip.wav", tmp_path / "again.wav"
+    run = ["--workdir", str(trained.labelled)]
+    assert command(monkeypatch, generate, *run, "--actions", "0x8", "--out", str(out)) == 0
+    assert len(load_audio(out)) == (8 + 1) * STRIDE * 320
+    assert command(monkeypatch, generate, *run, "--prompt", str(out), "--actions", "0x4", "--out", str(again)) == 0
+    assert len(load_audio(again)) == (9 + 4) * STRIDE * 320
+    capsys.readouterr()
+    assert command(monkeypatch, generate, *run, "--actions-from", str(out), "--out", str(again)) == 2
+    said = capsys.readouterr().err
+    assert "--actions-from needs a LAM" in said
+    assert said.count("\n") == 1
+
+
+def test_init_from_brings_a_labelled_run_the_dynamics_model_only(trained, tmp_path):
+    config = music_config(trained.datasets, actions="auto")
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, steps=1))
+    source = {leaf.name: leaf.sha256 for leaf in newest(trained.lam_run).leaves}
+    optimizer = dataclasses.replace(config.dynamics_optimizer, learning_rate=1e-30, weight_decay=0.0)
+    run_train(tmp_path / "a", dataclasses.replace(config, dynamics_optimizer=optimizer), str(trained.lam_run))
+    taken = {leaf.name: leaf.sha256 for leaf in newest(tmp_path / "a").leaves}
+    kernels = [name for name in taken if name.startswith("dynamics/") and name.endswith("kernel")]
+    assert kernels
+    assert all(taken[name] == source[name] for name in kernels)
+    with pytest.raises(UserError, match=r"has no LAM; take .*:dynamics"):
+        run_train(tmp_path / "b", config, f"{trained.lam_run}:lam")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"data": {"weights": (1.0,)}}, "data.weights is (1.0,): give one weight for each of the 2"),
+        ({"data": {"weights": (1.0, -1.0)}}, "every weight must be positive"),
+        ({"data": {"path": "x"}}, "data.path is x"),
+        ({"data": {"datasets": (), "actions": "auto"}}, "data.actions is auto: it needs data.datasets"),
+        ({"evaluation": {"frames": 25}}, "evaluation.frames is 25: it must be a multiple"),
+        ({"evaluation": {"frames": 10}}, "evaluation.frames is 10: it must hold"),
+        ({"evaluation": {"frames": 52}}, "evaluation.frames is 52: the records of data.datasets have only 50"),
+        ({"evaluation": {"split": "validation"}}, "has no validation split to evaluate on"),
+        ({"training": {"crop_frames": 52}}, "training.crop_frames is 52"),
+        ({"data": {"actions": "123"}}, "has no labels 123"),
+        ({"data": {"actions": "auto"}, "latent_actions": {"max_codes": 9}}, "latent_actions.max_codes is 9, but 8"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence_before_training(trained, tmp_path, changes, complaint):
+    config = music_config(trained.datasets)
+    for name, fields in changes.items():
+        config = dataclasses.replace(config, **{name: dataclasses.replace(getattr(config, name), **fields)})
+    with pytest.raises(UserError, match=re.escape(complaint)) as refusal:
+        run_train(tmp_path / "run", config)
+    assert "\n" not in str(refusal.value)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_distances_of_sound(rng):
+    sound = rng.normal(0, 0.1, (2, 3200)).astype(np.float32)
+    assert logmel_distance(sound, sound) == 0
+    assert logmel_correlation(sound, sound) == pytest.approx(1)
+    assert logmel_correlation(np.zeros_like(sound), sound) == 0
+    assert logmel_distance(10 * sound, sound) == pytest.approx(20, abs=0.2)
+    assert level(np.zeros((1, 640)), 320) == (FLOOR_DB, 1.0)
+    half = np.concatenate([np.ones((1, 320)), np.zeros((1, 320))], axis=1)
+    assert level(half, 320) == pytest.approx((-3.01, 0.5), abs=0.01)
+
+
+EXPERIMENTS = {
+    "toy_drums": (182_380, CodecShape(24000, 320, 2, 256)),
+    "toy_drums_classical": (181_868, CodecShape(24000, 320, 2, 256)),
+    "toy_drums_dynamics_gradient": (182_380, CodecShape(24000, 320, 2, 256)),
+    "electronic_small": (856_592, CodecShape(24000, 320, 4, 256)),
+    "maestro_200m": (203_486_336, CodecShape(24000, 320, 4, 1024)),
+    "techno_200m": (203_486_336, CodecShape(24000, 320, 4, 1024)),
+}
+
+
+def test_every_experiment_is_known_here():
+    assert {file.stem for file in (ROOT / "experiments").glob("*.py")} == set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_can_work_and_has_the_size_that_it_says(name):
+    config = load_experiment(str(ROOT / "experiments" / f"{name}.py"))
+    check_config(config)
+    assert config.name == name
+    size, codec = EXPERIMENTS[name]
+    parameters = abstract_state(Models(config, codec), ["lam", "dynamics"])
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(parameters))
+    assert count_parameters(parameters["dynamics"]) == size
