@@ -180,6 +180,17 @@ def test_copies_share_a_split_and_peaks_fit(odd, tmp_path):
     assert all(len(own) == 1 for own in places.values())
 
 
+def test_a_dataset_within_its_own_source_can_be_gone_on_with(music, tmp_path):
+    source = Path(shutil.copytree(music, tmp_path / "in"))
+    plan = plan_folder(source)
+    tracks = partial_folder(source / "d") / "tracks"
+    tracks.mkdir(parents=True)
+    shutil.copyfile(source / "artist 0" / "1.flac", tracks / "left-by-a-run-that-was-killed.flac")
+    again = plan_folder(source)
+    assert again.tracks == plan.tracks
+    assert again.skipped == {"hidden file": 1}
+
+
 def test_a_run_that_loses_too_much_stops_and_can_go_on(odd, tmp_path):
     with pytest.raises(UserError, match=r"more than 0\.05 of the 20 tracks are lost.*--max-rejected") as refused:
         make(odd, tmp_path / "d", max_rejected=0.05)
@@ -388,15 +399,18 @@ LATIN_1 = b"latin-\xe9.wav".decode(errors="surrogateescape")
 
 
 @pytest.mark.parametrize(
-    "name", ["ünïcode mañana.wav", "semi;colon'$(x).wav", "-dash.wav", "a" * 200 + ".wav", LATIN_1]
+    "name", ["ünïcode mañana.wav", "semi;colon'$(x).wav", "-dash.wav", "a" * 200 + ".wav", LATIN_1, f"{LATIN_1}/a.wav"]
 )
 def test_odd_names_go_through(tmp_path, name):
     write_collection(tmp_path / "in", artists=3, tracks=1)
     soundfile.write(tmp_path / "odd.wav", tune(80, 3), SAMPLE_RATE)
+    (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "odd.wav").rename(tmp_path / "in" / name)
     dataset = make(tmp_path / "in", tmp_path / "d")
     assert name in {record["provenance"]["path"] for _, record in records_of(dataset)}
     assert all(record["id"].isascii() for _, record in records_of(dataset))
+    for _, record in records_of(dataset):
+        f"{record['provenance']['artist']} {record['provenance']['title']}".encode()  # they are text
 
 
 @pytest.mark.parametrize("flag", ["--chunk-frames 0", "--max-rejected 2", "--workers -1", "--codec mp3"])
