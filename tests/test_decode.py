@@ -1,6 +1,9 @@
 """A recording decodes whole, in bounded memory, or is refused with the true reason."""
 
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,10 +238,12 @@ def test_any_bytes_decode_or_are_refused(tmp_path_factory, encoded, data, suffix
         assert np.isfinite(result).all()
 
 
-@pytest.mark.parametrize("name", ["a b.wav", "ünïcode “quotes”.wav", "semi;colon'$(x).wav", "-dash.wav", "a" * 200])
+@pytest.mark.parametrize(
+    "name", ["a b.wav", "ünïcode “quotes”.wav", "semi;colon'$(x).wav", "-dash.wav", "a" * 200, "latin-\udce9"]
+)
 def test_odd_names_are_no_hindrance(tmp_path, name):
     file = tmp_path / name
-    soundfile.write(file, noise(SAMPLE_RATE, 0.1), SAMPLE_RATE, format="WAV")
+    soundfile.write(os.fsencode(file), noise(SAMPLE_RATE, 0.1), SAMPLE_RATE, format="WAV")
     assert len(decoded(file)) == 0.1 * SAMPLE_RATE
 
 
@@ -249,3 +254,14 @@ def test_tags_are_read(tmp_path):
     header = read_header(tmp_path / "a.flac")
     assert (header.artist, header.title, header.licence) == ("Zoë", "mañana", "CC0")
     assert (header.format, header.sample_rate, header.channels, header.frames) == ("FLAC", SAMPLE_RATE, 2, 2400)
+
+
+def test_only_the_decoders_are_quiet():
+    """What Python says of a download that waits must not get lost with the remarks of the decoders."""
+    script = (
+        "import os, sys\nfrom melodjinn_jax.ingest.decode import quiet_decoders\n"
+        "with quiet_decoders():\n    os.write(2, b'remark ')\n    print('waits', file=sys.stderr)\n"
+        "print('ends', file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stderr == "waits\nends\n"

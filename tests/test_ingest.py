@@ -1,6 +1,7 @@
 """From a folder of audio to a DATASET: every track in or out for a true reason, copies together, kills forgotten."""
 
 import base64
+import errno
 import json
 import os
 import shutil
@@ -180,6 +181,17 @@ def test_copies_share_a_split_and_peaks_fit(odd, tmp_path):
     assert all(len(own) == 1 for own in places.values())
 
 
+def test_a_dataset_within_its_own_source_can_be_gone_on_with(music, tmp_path):
+    source = Path(shutil.copytree(music, tmp_path / "in"))
+    plan = plan_folder(source)
+    tracks = partial_folder(source / "d") / "tracks"
+    tracks.mkdir(parents=True)
+    shutil.copyfile(source / "artist 0" / "1.flac", tracks / "left-by-a-run-that-was-killed.flac")
+    again = plan_folder(source)
+    assert again.tracks == plan.tracks
+    assert again.skipped == {"hidden file": 1}
+
+
 def test_a_run_that_loses_too_much_stops_and_can_go_on(odd, tmp_path):
     with pytest.raises(UserError, match=r"more than 0\.05 of the 20 tracks are lost.*--max-rejected") as refused:
         make(odd, tmp_path / "d", max_rejected=0.05)
@@ -245,6 +257,28 @@ def test_files_on_another_file_system_are_copied(music, dataset, tmp_path, monke
     assert hashes(make(music, tmp_path / "d")) == hashes(dataset)
 
 
+def test_a_source_that_cannot_be_read_is_no_fault_of_the_output(music, tmp_path, monkeypatch):
+    source = Path(shutil.copytree(music, tmp_path / "in"))
+    plan = plan_folder(source)
+
+    def link(*paths):
+        raise OSError("cross-device")
+
+    def read(file, mode="r"):
+        if str(file).endswith("1.mp3"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return open(file, mode)
+
+    monkeypatch.setattr(local.os, "link", link)
+    monkeypatch.setattr(local, "open", read, raising=False)
+    made = ingest(
+        plan, LocalFolder(source), tmp_path / "d", IngestOptions(chunk_frames=CHUNK), progress=lambda line: None
+    )
+    out = rejected_of(made)
+    assert set(out.values()) == {"not fetched: it cannot be read (Permission denied)"}
+    assert all(path.endswith("1.mp3") for path in out)
+
+
 def test_beam_writes_the_same_bytes(music, dataset, tmp_path, monkeypatch):
     beam = pytest.importorskip("melodjinn_jax.ingest.beam", reason="needs apache-beam, the extra beam")
     monkeypatch.setattr(beam, "load_codec", lambda folder: EnergyCodec())
@@ -284,7 +318,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(music, dataset, tmp_path,
 
 def test_a_place_that_cannot_be_used_is_named(music, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UserError, match="file is not a DATASET"):
+    with pytest.raises(UserError, match=r"file is not a DATASET.*choose another --output"):
         make(music, tmp_path / "file")
     with pytest.raises(UserError, match=r"file/d cannot be written"):
         make(music, tmp_path / "file" / "d")
@@ -388,19 +422,29 @@ LATIN_1 = b"latin-\xe9.wav".decode(errors="surrogateescape")
 
 
 @pytest.mark.parametrize(
-    "name", ["ünïcode mañana.wav", "semi;colon'$(x).wav", "-dash.wav", "a" * 200 + ".wav", LATIN_1]
+    "name", ["ünïcode mañana.wav", "semi;colon'$(x).wav", "-dash.wav", "a" * 200 + ".wav", LATIN_1, f"{LATIN_1}/a.wav"]
 )
 def test_odd_names_go_through(tmp_path, name):
     write_collection(tmp_path / "in", artists=3, tracks=1)
     soundfile.write(tmp_path / "odd.wav", tune(80, 3), SAMPLE_RATE)
+    (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "odd.wav").rename(tmp_path / "in" / name)
     dataset = make(tmp_path / "in", tmp_path / "d")
     assert name in {record["provenance"]["path"] for _, record in records_of(dataset)}
     assert all(record["id"].isascii() for _, record in records_of(dataset))
+    for _, record in records_of(dataset):
+        f"{record['provenance']['artist']} {record['provenance']['title']}".encode()  # they are text
 
 
-@pytest.mark.parametrize("flag", ["--chunk-frames 0", "--max-rejected 2", "--workers -1", "--codec mp3"])
-def test_the_command_refuses_what_cannot_work(music, tmp_path, capsys, flag):
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *["--chunk-frames 0", "--max-rejected 2", "--workers -1", "--codec mp3", "--held-out.validation 1"],
+        *["--fit.steps 1", "--fit.codebook_size 1", "--codec-weights w", "--bandwidth 5 --codec encodec_24khz"],
+    ],
+)
+def test_the_command_refuses_what_cannot_work(music, tmp_path, monkeypatch, capsys, flag):
+    monkeypatch.setattr(run, "_make", None)  # before any work
     assert pipeline.main(["--input", str(music), "--output", str(tmp_path / "d"), *flag.split()]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ")

@@ -105,6 +105,13 @@ def test_a_source_goes_all_the_way_to_its_audio(metadata, ingested, tmp_path):
     assert found == {"track_0001950": sound(1950), "track_0001021": sound(1021)}
 
 
+def test_the_folder_at_hand_may_be_the_dataset(metadata, ingested, monkeypatch):
+    (metadata / "here").mkdir()
+    monkeypatch.chdir(metadata / "here")
+    assert maestro.main(["--metadata", "../maestro.csv", "--output", "."]) == 0
+    assert ingested[0][1]._folder == metadata / "here.downloads"
+
+
 def test_jamendo_tracks_come_from_their_own_addresses(metadata, ingested, tmp_path):
     with serving() as site:
         site.files["/1.mp3"] = sound(1)

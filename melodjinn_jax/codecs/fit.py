@@ -69,7 +69,8 @@ def fit_codec(
       UserError: naming the field of `codec` that cannot work, or if the clips are silent or not whole frames.
     """
     waveforms = np.asarray(waveforms, np.float32)
-    _check(waveforms, config)
+    check_settings(config, "codec")
+    _check_clips(waveforms)
     per_call = max(n for n in range(1, min(_STEPS_PER_CALL, config.steps // 2) + 1) if config.steps % n == 0)
     continuous = per_call * max(1, round(_CONTINUOUS_SHARE * config.steps / per_call))
     optimizer = _optimizer(config.steps)
@@ -92,13 +93,19 @@ def fit_codec(
     return _calibrated(state, waveforms)
 
 
-def _check(waveforms: np.ndarray, config: CodecConfig) -> None:
+def check_settings(config: CodecConfig, where: str) -> None:
+    """Raise `UserError` for a setting that cannot work, named as a field of `where`."""
     if not 2 <= config.codebook_size <= 1 << 16:
-        raise UserError(f"codec.codebook_size is {config.codebook_size}: it must be from 2 to 65536")
+        raise UserError(f"{where}.codebook_size is {config.codebook_size}: it must be from 2 to 65536")
     if config.num_codebooks < 1:
-        raise UserError(f"codec.num_codebooks is {config.num_codebooks}: it must be at least 1")
+        raise UserError(f"{where}.num_codebooks is {config.num_codebooks}: it must be at least 1")
     if config.steps < 2:
-        raise UserError(f"codec.steps is {config.steps}: it must be at least 2")
+        raise UserError(f"{where}.steps is {config.steps}: it must be at least 2")
+    if config.seed < 0:
+        raise UserError(f"{where}.seed is {config.seed}: it must not be negative")
+
+
+def _check_clips(waveforms: np.ndarray) -> None:
     if waveforms.ndim != 2 or waveforms.shape[1] % HOP_LENGTH or waveforms.size == 0:
         raise UserError(f"the clips {list(waveforms.shape)} to fit the codec on are no batch of frames of {HOP_LENGTH}")
     if np.abs(waveforms).max() <= _SILENCE:

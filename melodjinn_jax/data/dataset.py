@@ -123,7 +123,7 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def open_dataset(path: str | Path) -> Dataset:
     """Open a DATASET, checking its manifest and the size of each of its files.
 
-    Raises `UserError` if there is none at `path`, or if it is incomplete, damaged or of a newer format.
+    Raises `UserError` if there is none at `path`, or if it is incomplete, damaged or of another format.
     """
     path = Path(path)
     try:

@@ -53,7 +53,7 @@ class _Scan(beam.DoFn):
 
     def process(self, tracks: Sequence[Track]) -> Iterator[None]:
         for fetched in self._fetcher.fetch(tracks):
-            scan_fetched(fetched, fetched.path, self._folder)
+            scan_fetched(fetched, self._folder)
         return iter(())
 
 

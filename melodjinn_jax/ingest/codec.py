@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from melodjinn_jax.codecs import Codec, fit_codec
+from melodjinn_jax.codecs import Codec, EncodecCodec, fit_codec
+from melodjinn_jax.codecs.encodec.codec import BANDWIDTHS
+from melodjinn_jax.codecs.fit import check_settings
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.data.audio import HOP_LENGTH, to_float32
 from melodjinn_jax.errors import UserError
@@ -35,6 +37,17 @@ class CodecOptions:
     """The fitted codec."""
 
 
+def check_options(options: CodecOptions) -> None:
+    """Raise `UserError` for options that cannot work, before any recording is touched."""
+    if options.codec == "fitted":
+        check_settings(options.fit, "--fit")
+        if options.codec_weights:
+            raise UserError("--codec-weights is of no use to --codec fitted: give --codec encodec_24khz with it")
+    elif options.bandwidth not in BANDWIDTHS:
+        choices = ", ".join(f"{kbps:g}" for kbps in BANDWIDTHS)
+        raise UserError(f"--bandwidth {options.bandwidth:g}: EnCodec has {choices} kbps")
+
+
 def make_codec(options: CodecOptions, train: Sequence[Kept], folder: Path, progress: Callable[[str], None]) -> Codec:
     """The codec that the options ask for.
 
@@ -49,10 +62,6 @@ def make_codec(options: CodecOptions, train: Sequence[Kept], folder: Path, progr
     """
     if options.codec == "fitted":
         return fit_codec(_sample(train, folder, options.fit.seed), options.fit, progress)
-    try:
-        from melodjinn_jax.codecs.encodec import EncodecCodec  # it needs what only its users install
-    except ImportError as error:
-        raise UserError("--codec encodec_24khz is not in this version: use --codec fitted") from error
     return EncodecCodec.from_published(options.bandwidth, options.codec_weights or None)
 
 

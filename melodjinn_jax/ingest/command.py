@@ -76,8 +76,13 @@ def run_source(kind: type[Source], argv: list[str] | None, *, prog: str) -> None
         print(json.dumps(planned, indent=2))
         return
     print(f"{planned['tracks']} tracks, {planned['hours']:.1f} hours by the metadata", file=sys.stderr)
-    downloads = target.downloads or target.output.with_name(f"{target.output.name}.downloads")
+    downloads = target.downloads or _downloads_beside(target.output)
     fetcher = LocalFolder(target.input) if target.input else arguments.source.fetcher(downloads)
     dataset = ingest(plan, fetcher, target.output, options)
     counts = ", ".join(f"{count} {split}" for split, count in dataset.info.records.items())
     print(f"{dataset.path}: {counts} records")
+
+
+def _downloads_beside(output: Path) -> Path:
+    output = output.absolute()
+    return output.with_name(f"{output.name}.downloads")

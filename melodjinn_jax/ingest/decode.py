@@ -55,7 +55,7 @@ def read_header(path: Path) -> Header:
     """Format, rate, channels, length and tags of a file. Raises `RejectedError` if it is no readable audio."""
     try:
         _check_there(path)
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # as bytes, for a name need not be text
             frames = file.frames if 0 < file.frames < _UNKNOWN_FRAMES else None
             licence = file.license.strip() or file.copyright.strip()
             header = Header(
@@ -134,7 +134,7 @@ def _native_blocks(path: Path, header: Header) -> Iterator[np.ndarray]:
     """float32 `[samples, channels]` at the file's own rate."""
     decoded = 0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             # Never as many as the header states: a damaged one may state any number.
             while len(block := file.read(BLOCK_SECONDS * header.sample_rate, dtype="float32", always_2d=True)):
                 decoded += len(block)
@@ -160,7 +160,8 @@ def _check_length(seconds: float, header: Header, container: Container, catalogu
 
 @contextlib.contextmanager
 def quiet_decoders() -> Iterator[TextIO]:
-    """libmpg123 writes remarks straight to standard error: they go nowhere, and what is yielded goes there.
+    """libmpg123 writes remarks straight to standard error: they go nowhere. What is yielded goes there, and so does
+    what Python writes to `sys.stderr`, such as why a download waits.
 
     For the whole process, so not for several threads at once.
     """
@@ -169,11 +170,22 @@ def quiet_decoders() -> Iterator[TextIO]:
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        with open(terminal, "w", closefd=False) as stream:
+        with (
+            open(terminal, "w", buffering=1, errors="backslashreplace", closefd=False) as stream,
+            contextlib.redirect_stderr(stream if _is_standard_error(sys.stderr) else sys.stderr),
+        ):
             yield stream
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
+
+
+def _is_standard_error(stream: TextIO) -> bool:
+    """Whether a stream is the process's standard error, and not what a caller has put in its place."""
+    try:
+        return stream.fileno() == 2
+    except OSError:
+        return False
 
 
 class Resampler:

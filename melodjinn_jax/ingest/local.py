@@ -2,8 +2,7 @@
 
 import functools
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from melodjinn_jax.ingest.track import Track
 
 NOT_FETCHED = "not fetched"
 """The kind of rejection that another try may mend."""
+_PIECE = 1 << 20  # bytes
 
 
 class LocalRunner:
@@ -43,7 +43,7 @@ class LocalRunner:
             try:
                 for fetched in fetcher.fetch(tracks):
                     # The file may be gone when the next one is asked for, so the thread gets a name of its own for it.
-                    running.add(pool.submit(_scan_borrowed, fetched, _borrow(fetched, folder), folder))
+                    running.add(pool.submit(_scan_borrowed, _borrow(fetched, folder), folder))
                     running = _collect(running, 2 * self._workers, check, bar)
                 _collect(running, 1, check, bar)
             finally:
@@ -68,30 +68,54 @@ def _collect(running: set[Future[Scan]], most: int, check: Callable[[Scan], None
     return running
 
 
-def _borrow(fetched: Fetched, folder: Path) -> Path | None:
+def _borrow(fetched: Fetched, folder: Path) -> Fetched:
+    """The same file under a name in `folder`; a reason, if it cannot be read. Raises `OSError` if `folder` is full."""
     if fetched.path is None:
-        return None
+        return fetched
     own = folder / f".{fetched.track.id}.source{fetched.path.suffix}"
     own.unlink(missing_ok=True)
     try:
         os.link(fetched.path.resolve(), own)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(fetched.path, own)
-    return own
-
-
-def _scan_borrowed(fetched: Fetched, own: Path | None, folder: Path) -> Scan:
-    try:
-        return scan_fetched(fetched, own, folder)
-    finally:
-        if own:
+        try:
+            _copy(fetched.path, own)
+        except _UnreadableError as error:
             own.unlink(missing_ok=True)
+            return Fetched(fetched.track, None, f"it cannot be read ({error})")
+    return Fetched(fetched.track, own)
 
 
-def scan_fetched(fetched: Fetched, path: Path | None, folder: Path) -> Scan:
-    """Scan what was fetched, under the path at which it lies now, or keep why it could not be had."""
-    if path:
-        return scan_track(fetched.track, path, folder)
+class _UnreadableError(Exception):
+    """A source, and not the place that it is copied to, fails."""
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(target, "wb") as output:
+        for piece in _pieces(source):
+            output.write(piece)
+
+
+def _pieces(file: Path) -> Iterator[bytes]:
+    try:
+        with open(file, "rb") as stream:
+            while piece := stream.read(_PIECE):
+                yield piece
+    except OSError as error:
+        raise _UnreadableError(error.strerror or error) from error
+
+
+def _scan_borrowed(borrowed: Fetched, folder: Path) -> Scan:
+    try:
+        return scan_fetched(borrowed, folder)
+    finally:
+        if borrowed.path:
+            borrowed.path.unlink(missing_ok=True)
+
+
+def scan_fetched(fetched: Fetched, folder: Path) -> Scan:
+    """Scan what was fetched, or keep why it could not be had."""
+    if fetched.path:
+        return scan_track(fetched.track, fetched.path, folder)
     scan = Scan(fetched.track.id, reason=f"{NOT_FETCHED}: {fetched.reason}")
     write_scan(folder, scan)
     return scan

@@ -77,17 +77,22 @@ class Fractions:
     """Share of the artists in the test split."""
 
 
+def check_fractions(fractions: Fractions) -> None:
+    """Raise `UserError` for fractions that are none."""
+    if not (fractions.validation >= 0 and fractions.test >= 0 and fractions.validation + fractions.test < 1):
+        raise UserError(
+            f"--held-out.validation {fractions.validation:g} and --held-out.test {fractions.test:g}: "
+            "they must not be negative and leave something for training"
+        )
+
+
 def assign_splits(tracks: Iterable[Track], fractions: Fractions) -> tuple[Track, ...]:
     """The tracks with their split: the official one, else the one that the artist's other tracks have officially, else
     by a hash of the artist (of the track, if the artist is unknown), which depends on nothing else.
 
     Raises `UserError` for fractions that are none.
     """
-    if not (fractions.validation >= 0 and fractions.test >= 0 and fractions.validation + fractions.test < 1):
-        raise UserError(
-            f"--held-out.validation {fractions.validation:g} and --held-out.test {fractions.test:g}: "
-            "they must not be negative and leave something for training"
-        )
+    check_fractions(fractions)
     tracks = tuple(tracks)
     official: dict[str, set[str]] = {}
     for track in tracks:

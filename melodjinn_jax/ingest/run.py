@@ -18,15 +18,15 @@ from typing import Any, Protocol
 
 from melodjinn_jax.codecs import Codec, load_codec
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE
-from melodjinn_jax.data.dataset import Dataset, is_taken, open_dataset
+from melodjinn_jax.data.dataset import MANIFEST, Dataset, is_taken, open_dataset
 from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.data.writer import Shard, complete_dataset
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.ingest.codec import CodecOptions, make_codec
+from melodjinn_jax.ingest.codec import CodecOptions, check_options, make_codec
 from melodjinn_jax.ingest.decide import Decision, Kept, Rejected, decide
 from melodjinn_jax.ingest.fetch import Fetcher
 from melodjinn_jax.ingest.local import NOT_FETCHED, LocalRunner
-from melodjinn_jax.ingest.plan import Fractions
+from melodjinn_jax.ingest.plan import Fractions, check_fractions
 from melodjinn_jax.ingest.scan import Scan, read_scan
 from melodjinn_jax.ingest.shards import DATASET, SHARDS, TRACKS, ShardTrack, ShardUnit, read_unit, split_units
 from melodjinn_jax.ingest.summary import (
@@ -88,6 +88,8 @@ def ingest(
         raise UserError(f"{plan.source} has no tracks: nothing can be made of it")
     fingerprint = _fingerprint(plan, options)
     partial = partial_folder(output)
+    if is_taken(output) and not (output / MANIFEST).exists():
+        raise UserError(f"{output} is not a DATASET, and nothing is written over it: choose another --output")
     if not is_taken(output):
         with os_errors_as_user_errors(output), claimed(partial, fingerprint):
             _make(plan, fetcher, output, options, _runner(options), progress)
@@ -235,6 +237,8 @@ def _units(source: str, kept: Sequence[Kept], chunk_frames: int, codec: Codec) -
 
 
 def _check_options(options: IngestOptions) -> None:
+    check_options(options)
+    check_fractions(options.held_out)
     if options.chunk_frames < 1:
         raise UserError(f"--chunk-frames {options.chunk_frames}: it must be at least 1")
     if not 0 <= options.max_rejected <= 1:

@@ -27,7 +27,8 @@ def plan_folder(folder: Path) -> Plan:
     tracks = []
     with quiet_decoders():
         for path in sorted(_files(folder)):
-            if path.name.startswith("."):
+            # What lies in a hidden folder may be a wastebasket, or the unfinished DATASET of this very command.
+            if any(part.startswith(".") for part in path.relative_to(folder).parts):
                 skipped["hidden file"] += 1
             elif path.suffix.lower() not in AUDIO_SUFFIXES:
                 skipped["not an audio file by its name"] += 1
@@ -59,10 +60,15 @@ def _track(path: Path, folder: Path) -> Track:
     return Track(
         id=_safe_id(location),
         location=str(location),
-        artist=artist or (str(location.parent) if location.parent.parts else None),
+        artist=artist or (_as_text(location.parent) if location.parent.parts else None),
         licence=licence or "unknown",
-        provenance={"title": title or path.stem, "bytes": size},
+        provenance={"title": title or _as_text(path.stem), "bytes": size},
     )
+
+
+def _as_text(name: str | Path) -> str:
+    """A name that any text can hold: bytes of it that are no UTF-8 are written out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _safe_id(location: Path) -> str:
