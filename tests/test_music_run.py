@@ -213,6 +213,7 @@ def test_distances_of_sound(rng):
 
 EXPERIMENTS = {
     "toy_drums": (182_380, CodecShape(24000, 320, 2, 256)),
+    "one_shots": (215_404, CodecShape(24000, 320, 2, 512)),
     "toy_drums_classical": (181_868, CodecShape(24000, 320, 2, 256)),
     "toy_drums_dynamics_gradient": (182_380, CodecShape(24000, 320, 2, 256)),
     "electronic_small": (856_592, CodecShape(24000, 320, 4, 256)),
