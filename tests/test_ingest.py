@@ -109,6 +109,17 @@ def test_the_same_again_is_opened_and_other_settings_are_refused(music, dataset,
         make(music, dataset.path, chunk_frames=80)
 
 
+def test_other_weights_are_another_dataset_wherever_the_file_lies(music, tmp_path):
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for file, content in zip(files, (b"one", b"one", b"other"), strict=True):
+        file.write_bytes(content)
+    plan = plan_folder(music)
+    made_from = [
+        run._fingerprint(plan, IngestOptions(codec="encodec_24khz", codec_weights=str(file))) for file in files
+    ]
+    assert made_from[0] == made_from[1] != made_from[2]
+
+
 def test_workers_do_not_show(music, dataset, tmp_path):
     assert hashes(make(music, tmp_path / "d", workers=3)) == hashes(dataset)
 

@@ -12,6 +12,7 @@ from melodjinn_jax.codecs.fitted import FittedCodec, initial_params
 from melodjinn_jax.data import writer
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_float32
 from melodjinn_jax.data.records import shard_index
+from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest import shards
 from melodjinn_jax.ingest.shards import (
     DATASET,
@@ -92,6 +93,13 @@ def test_a_stream_that_starts_anew_leaves_the_others_alone(rng):
     whole = codec.encode(sound.reshape(3, -1))
     np.testing.assert_array_equal(np.concatenate(codes, axis=1)[[0, 2]], whole[[0, 2]])
     np.testing.assert_array_equal(codes[2][1], codec.encode(sound[1:2, 2])[0])
+
+
+def test_a_scan_that_is_too_short_is_named_and_not_padded(library):
+    folder, sounds = library
+    longer = {"track0": np.concatenate([sounds["track0"], sounds["track0"]])}
+    with pytest.raises(UserError, match=r"track0\.flac is shorter"):
+        list(unit_records(units_of(longer)[0], folder / TRACKS, EnergyCodec(), Counts()))
 
 
 def test_silent_records_are_left_out(library, tmp_path):

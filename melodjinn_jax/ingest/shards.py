@@ -23,6 +23,7 @@ from melodjinn_jax.data.dataset import shard_name
 from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.data.records import Record, shard_index
 from melodjinn_jax.data.writer import Shard, write_shard
+from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.scan import SILENT_PEAK, audio_file
 
 TRACKS, SHARDS, DATASET = "tracks", "shards", "dataset"
@@ -158,9 +159,13 @@ class _Lane:
         return self._done >= self._frames
 
     def read(self) -> np.ndarray:
-        """The next chunk, int16 `[F * H]`; after the track's end, silence."""
+        """The next chunk, int16 `[F * H]`; after the track's end, silence. Raises `UserError` for a damaged scan."""
         size = self._size * self._hop
         samples = self._file.read(size, dtype="int16")
+        if len(samples) < min(size, self._track.samples - self._done * self._hop):
+            raise UserError(
+                f"{self._file.name} is shorter than the scan of it said: remove it and its .json, run again"
+            )
         return np.pad(samples, (0, size - len(samples)))
 
     def records(self, waveform: np.ndarray, codes: np.ndarray, counts: Counts) -> Iterator[Record]:
