@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from melodjinn_jax.data.files import file_sha256
 from melodjinn_jax.data.records import FIELDS, RecordSource
 from melodjinn_jax.errors import UserError
 
@@ -93,7 +94,7 @@ class Dataset:
     def verify(self, names: Iterable[str] | None = None) -> None:
         """Read these files (all, if None) and compare their hashes. Raises `UserError` naming the damaged ones."""
         files = self.info.files
-        damaged = [name for name in names or files if file_sha256(self.path / name) != files[name]["sha256"]]
+        damaged = [name for name in names or files if sha256_or_none(self.path / name) != files[name]["sha256"]]
         if damaged:
             raise UserError(f"{self.path} is damaged in {', '.join(damaged)}: remove the folder and prepare it again")
 
@@ -185,10 +186,9 @@ def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def file_sha256(file: Path) -> str | None:
+def sha256_or_none(file: Path) -> str | None:
     """In hex; None if the file cannot be read."""
     try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(file)
     except OSError:
         return None

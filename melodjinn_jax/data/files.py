@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -25,6 +26,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.unlink(temporary)
         raise
     sync_folder(path.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex. Raises `OSError` if it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

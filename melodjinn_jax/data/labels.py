@@ -18,7 +18,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from melodjinn_jax.data.dataset import Dataset, file_sha256, shard_name
+from melodjinn_jax.data.dataset import Dataset, sha256_or_none, shard_name
 from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.data.records import RecordSource, shard_of
 from melodjinn_jax.errors import UserError
@@ -97,7 +97,7 @@ def complete_labels(dataset: Dataset, space: ActionSpace) -> Labels:
     files = {
         name: {
             "bytes": (folder / name).stat().st_size,
-            "sha256": file_sha256(folder / name),
+            "sha256": sha256_or_none(folder / name),
             "labels_sha256": dataset.info.files[name]["sha256"],
         }
         for name in shard_names(dataset)

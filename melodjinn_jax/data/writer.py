@@ -22,10 +22,10 @@ from melodjinn_jax.data.dataset import (
     NAME,
     Dataset,
     DatasetInfo,
-    file_sha256,
     is_taken,
     manifest_content,
     open_dataset,
+    sha256_or_none,
     shard_name,
 )
 from melodjinn_jax.data.files import sync_folder, write_atomically
@@ -232,7 +232,7 @@ def _describe(
         records={name: sum(shard.num_records for shard in shards) for name, shards in splits.items()},
         shards={name: len(shards) for name, shards in splits.items()},
         files={
-            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+            file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256_or_none(file)}
             for file in files
         },
     )

@@ -6,7 +6,6 @@ FILE.part.json    address, size and version (ETag or date) of the file that it i
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import requests
 
+from melodjinn_jax.data.files import file_sha256
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.transport import (
     PATIENT,
@@ -89,12 +89,6 @@ def download(url: str, file: Path, expected: Expected = ANYTHING, retry: Retry =
                 if mismatches >= _MISMATCHES:
                     raise DownloadError(f"{url}: {complaint}")
                 attempts.failed(TransientError(complaint))
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _discard_part(file: Path) -> None:

@@ -23,8 +23,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from melodjinn_jax.data.files import file_sha256
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.ingest.download import file_sha256, writing
+from melodjinn_jax.ingest.download import writing
 from melodjinn_jax.ingest.fetch import WRONG_CHECKSUM, Fetched, lent
 from melodjinn_jax.ingest.track import Track
 from melodjinn_jax.ingest.transport import PATIENT, Attempts, DownloadError, Retry, TransientError

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from melodjinn_jax.codecs import Codec, load_codec
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE
-from melodjinn_jax.data.dataset import MANIFEST, Dataset, file_sha256, is_taken, open_dataset
+from melodjinn_jax.data.dataset import MANIFEST, Dataset, is_taken, open_dataset, sha256_or_none
 from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.data.writer import Shard, complete_dataset
 from melodjinn_jax.errors import UserError
@@ -256,7 +256,7 @@ def _fingerprint(plan: Plan, options: IngestOptions) -> dict[str, Any]:
     # By their content, so that other weights are another DATASET, wherever the file lies.
     weights = chosen.pop("codec_weights")
     if weights:
-        chosen["codec_weights"] = file_sha256(Path(weights))
+        chosen["codec_weights"] = sha256_or_none(Path(weights))
     return {
         "ingest": _PIPELINE_VERSION,
         "source": plan.source,

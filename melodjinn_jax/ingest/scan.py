@@ -18,7 +18,7 @@ import numpy as np
 import soundfile
 
 from melodjinn_jax.data.audio import SAMPLE_RATE, to_int16
-from melodjinn_jax.data.files import write_atomically
+from melodjinn_jax.data.files import file_sha256, write_atomically
 from melodjinn_jax.ingest.decode import RejectedError, decode_blocks, read_header
 from melodjinn_jax.ingest.fingerprint import Fingerprinter
 from melodjinn_jax.ingest.track import Track
@@ -91,11 +91,11 @@ def scan_track(track: Track, path: Path, folder: Path) -> Scan:
 
 
 def _scan(track: Track, path: Path, target: Path) -> Scan:
-    file_sha256 = _sha256(path)
-    if track.sha256 and file_sha256 != track.sha256.lower():
+    found = _sha256(path)
+    if track.sha256 and found != track.sha256.lower():
         raise RejectedError("checksum", "the file is not the one whose checksum its source publishes")
     fingerprinter = Fingerprinter()
-    scan = _transcode(Scan(track.id, file_sha256=file_sha256), track, path, target, fingerprinter)
+    scan = _transcode(Scan(track.id, file_sha256=found), track, path, target, fingerprinter)
     if scan.peak > 1:
         # Lossy coders overshoot. One gain for the whole track keeps its dynamics, where clipping would bend the peaks.
         scan = _transcode(replace(scan, gain=1 / scan.peak), track, path, target, None)
@@ -111,8 +111,7 @@ def _scan(track: Track, path: Path, target: Path) -> Scan:
 
 def _sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise RejectedError("unreadable", f"it cannot be read ({error.strerror or error})") from error
 
