@@ -12,7 +12,7 @@ class EnergyCodec:
     """Stands for a codec: the codes of a frame are its own level and that of the frame before, carried as state."""
 
     sample_rate, hop_length, num_codebooks, codebook_size, digest = SAMPLE_RATE, HOP_LENGTH, 2, 256, "energy"
-    kind, chunk_frames = "energy", 4
+    kind, chunk_frames, start_frames = "energy", 4, 1
 
     def encode(self, waveform: np.ndarray) -> np.ndarray:
         level = np.abs(waveform.reshape(len(waveform), -1, HOP_LENGTH)).max(axis=-1)

@@ -17,6 +17,9 @@ from melodjinn_jax.codecs.base import ARRAYS_FILE
 from melodjinn_jax.codecs.encodec import BANDWIDTHS
 from melodjinn_jax.codecs.encodec.weights import HUB_FILE, fold, layout, read_weights
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.ingest.fetch import LocalFolder
+from melodjinn_jax.ingest.run import IngestOptions, ingest
+from melodjinn_jax.ingest.track import Plan, Track
 
 FRAMES, HOP, START = 24, 320, 7
 UNUSED = tuple(name for name in LAYOUT if name.endswith((".inited", ".cluster_size", ".embed_avg")))
@@ -269,3 +272,12 @@ def test_what_it_cannot_do_is_refused(weights, codec, clips):
         codec.encode(clips[:, :-1])
     with pytest.raises(UserError, match="codes"):
         codec.decode(np.zeros((1, 4, 3), int))
+
+
+def test_a_dataset_of_chunks_too_short_for_the_stream_is_refused_before_any_decoding(tensors, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file(tensors, file)
+    plan = Plan("here", (Track("a", "a.wav", None, ""),))
+    options = IngestOptions(codec="encodec_24khz", codec_weights=str(file), chunk_frames=START - 1)
+    with pytest.raises(UserError, match=rf"--chunk-frames {START - 1}: .* needs at least {START}"):
+        ingest(plan, LocalFolder(tmp_path), tmp_path / "dataset", options, progress=lambda line: None)

@@ -33,11 +33,11 @@ class Target:
 
     plan: tyro.conf.UseCounterAction[int] = 0
     """Only say what the DATASET would hold: one JSON object on standard output; no audio is touched."""
-    output: Path | None = None
+    output: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder of the DATASET to write; the same command again goes on where the last one stopped."""
-    input: Path | None = None
+    input: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder that holds the audio already, below it as the source names it; without it the audio is downloaded."""
-    downloads: Path | None = None
+    downloads: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Folder for audio on its way, by default OUTPUT.downloads; what is done with is removed."""
 
 

@@ -122,7 +122,11 @@ def _make(
     for stray in (folder / DATASET).glob(".*"):
         stray.unlink()  # what a killed run was writing is no part of the DATASET
     if options.codec != "fitted":
-        _codec((), folder, options, progress)  # what it may lack shows now and not after hours of work
+        codec = _codec((), folder, options, progress)  # what it may lack shows now and not after hours of work
+        if options.chunk_frames < codec.start_frames:
+            raise UserError(
+                f"--chunk-frames {options.chunk_frames}: the codec {options.codec} needs at least {codec.start_frames}"
+            )
     scans = _scans(plan, fetcher, folder, options, runner, progress)
     decision = decide(plan.tracks, scans, options.chunk_frames * HOP_LENGTH, options.held_out)
     _write_rejected(decision, folder, progress)
