@@ -38,7 +38,9 @@ def _lookup(g: Graph, codebooks: np.ndarray) -> str:
 
 def _fitted_graph(arrays: dict[str, np.ndarray], weights: Weights) -> onnx.ModelProto:
     g = Graph("decoder", weights)
-    known = g.op("Concat", g.input("past.latents", "float32", (CONTEXT, LATENT_DIM)), _lookup(g, arrays["codebooks"]), axis=0)
+    known = g.op(
+        "Concat", g.input("past.latents", "float32", (CONTEXT, LATENT_DIM)), _lookup(g, arrays["codebooks"]), axis=0
+    )
     # The slice of age a ends a frames before the end; both bounds count from there, for the number of frames is free.
     seen = [g.slice(known, CONTEXT - age, -age if age else END, 0) for age in range(CONTEXT + 1)]
     exponents = _fitted_network(g, arrays, g.op("Concat", *seen, axis=1))
@@ -121,13 +123,21 @@ class _EncodecDecoder:
         for i, layer in enumerate(self.params["decoder"]["lstm"]):
             width = layer["recurrent"].shape[0]
             kernel, recurrent, bias = (
-                np.concatenate([gate for gate in np.stack(np.split(layer[name].T, 4))[[0, 3, 1, 2]]])[None]
+                np.concatenate([np.split(layer[name].T, 4)[gate] for gate in (0, 3, 1, 2)])[None]
                 for name in ("kernel", "recurrent", "bias")
             )
             pasts = [g.input(f"past.lstm.{i}.{part}", "float32", (1, 1, width)) for part in ("h", "c")]
             bias = np.concatenate([bias, np.zeros_like(bias)], axis=1)
             y, *new = g.split(
-                "LSTM", y, g.weight(kernel), g.weight(recurrent), g.constant(bias), "", *pasts, results=3, hidden_size=width
+                "LSTM",
+                y,
+                g.weight(kernel),
+                g.weight(recurrent),
+                g.constant(bias),
+                "",
+                *pasts,
+                results=3,
+                hidden_size=width,
             )
             for part, value in zip(("h", "c"), new, strict=True):
                 g.output(f"new_past.lstm.{i}.{part}", value, "float32", (1, 1, width))

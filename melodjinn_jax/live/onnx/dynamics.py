@@ -83,9 +83,7 @@ class _FrameGraph:
         age = g.op("Add", g.op("Mod", before, g.constant(self.window, "int32")), g.constant(1, "int32"))
         oldest = g.op("Min", position, g.constant(self.window - 1 - token, "int32"))
         ring = g.op("Where", g.op("LessOrEqual", age, oldest), g.constant(0.0), g.constant(_NEVER))
-        return _Masks(
-            g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1), ring
-        )
+        return _Masks(g.op("Concat", cos, cos, axis=-1), g.op("Concat", g.op("Neg", sin), sin, axis=-1), ring)
 
     def rotate(self, x: str, masks: _Masks) -> str:
         g = self.graph
