@@ -35,7 +35,7 @@ class ExportArguments:
     output: str
     """Folder of the site; one of an earlier export is replaced."""
     weights: Weights = "float32"
-    """How the matrices are stored: fewer bits are a smaller download and more rounding, which is measured and printed."""
+    """How the matrices are stored: fewer bits are a smaller download and more rounding, measured and printed."""
     runtime: str = ""
     """Folder with the files of ONNX Runtime Web; empty: npm fetches them once."""
 
