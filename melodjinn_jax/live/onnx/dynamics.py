@@ -4,8 +4,7 @@ The rings stay with the caller, who writes the new keys and values into them: th
 before the frame and gives what the frame adds. Sampling is the Gumbel trick: the likeliest token of the logits plus
 noise, the noise being the temperature times Gumbel numbers, so that no noise is greedy.
 
-Letters: V views of one stream (1, or 2 under action strength: with the action and without), L layers, A heads,
-P head width, W ring slots (tokens), Q codebooks, K codebook size, D width.
+Letters: A heads, P head width, W ring slots (tokens), Q codebooks, K codebook size, D width.
 """
 
 from dataclasses import dataclass
@@ -92,27 +91,26 @@ class _FrameGraph:
         return g.op("Add", g.op("Mul", x, masks.cos), g.op("Mul", swapped, masks.sin))
 
     def attention(self, x: str, i: int, masks: _Masks) -> str:
-        """[V, D] to [V, D] over the ring, the frame's tokens so far and the sink."""
+        """[1, D] to [1, D] over the ring, the frame's tokens so far and the sink."""
         g, layer, A, P = self.graph, self.layers[i], self.num_heads, self.head_dim
-        heads = g.reshape(g.op("MatMul", x, layer["qkv"]), (0, 3, A, P))
-        queries_keys, value = g.split("Split", heads, g.constant([2, 1], "int64"), results=2, axis=1)
+        heads = g.reshape(g.op("MatMul", x, layer["qkv"]), (3, A, P))
+        queries_keys, value = g.split("Split", heads, g.constant([2, 1], "int64"), results=2, axis=0)
         normal = g.op("Mul", self.norm(queries_keys, g.constant(np.ones(P))), layer["head_norm"])
-        query, key = g.split("Split", self.rotate(normal, masks), results=2, axis=1, num_outputs=2)
-        self.key_tails[i].append(g.reshape(key, (0, A, 1, P)))
-        self.value_tails[i].append(g.reshape(value, (0, A, 1, P)))
-        tail_keys = g.op("Concat", *self.key_tails[i], axis=2)
-        tail_values = g.op("Concat", *self.value_tails[i], axis=2)
-        query = g.reshape(query, (0, A, P, 1))
-        ring = g.reshape(g.op("MatMul", layer["keys"], query), (0, A, 1, self.window))
+        query, key = g.split("Split", self.rotate(normal, masks), results=2, axis=0, num_outputs=2)
+        self.key_tails[i].append(g.reshape(key, (A, 1, P)))
+        self.value_tails[i].append(g.reshape(value, (A, 1, P)))
+        tail_keys = g.op("Concat", *self.key_tails[i], axis=1)
+        tail_values = g.op("Concat", *self.value_tails[i], axis=1)
+        query = g.reshape(query, (A, P, 1))
+        ring = g.reshape(g.op("MatMul", layer["keys"], query), (A, 1, self.window))
         tail_length = len(self.key_tails[i])
-        tail = g.reshape(g.op("MatMul", tail_keys, query), (0, A, 1, tail_length))
-        # The sink has a value of zero: it only takes weight away.
-        sink = g.op("Add", g.op("Mul", g.slice(tail, 0, 1, 3), g.constant(0.0)), layer["sink"])
-        weights = g.op("Softmax", g.op("Concat", g.op("Add", ring, masks.ring), tail, sink, axis=3), axis=-1)
+        tail = g.reshape(g.op("MatMul", tail_keys, query), (A, 1, tail_length))
+        # The sink has no value: it only takes weight away.
+        logits = g.op("Concat", g.op("Add", ring, masks.ring), tail, layer["sink"], axis=2)
         sizes = g.constant([self.window, tail_length, 1], "int64")
-        on_ring, on_tail, _ = g.split("Split", weights, sizes, results=3, axis=3)
+        on_ring, on_tail, _ = g.split("Split", g.op("Softmax", logits, axis=-1), sizes, results=3, axis=2)
         mixed = g.op("Add", g.op("MatMul", on_ring, layer["values"]), g.op("MatMul", on_tail, tail_values))
-        return g.op("MatMul", g.reshape(mixed, (0, A * P)), layer["out"])
+        return g.op("MatMul", g.reshape(mixed, (1, A * P)), layer["out"])
 
     def mlp(self, x: str, i: int) -> str:
         g, layer = self.graph, self.layers[i]
@@ -124,11 +122,13 @@ class _FrameGraph:
         x = g.op("Add", x, self.attention(self.norm(x, layer["attention_norm"]), i, masks))
         return g.op("Add", x, self.mlp(self.norm(x, layer["mlp_norm"]), i))
 
-    def new_entries(self, tails: list[list[str]]) -> list[str]:
-        """Of each layer, what the frame adds to the ring [A, Q, P]: that of the first view."""
-        g = self.graph
-        joined = [g.op("Concat", *tail, axis=2) for tail in tails]
-        return [g.op("Gather", both, g.constant(0, "int64"), axis=0) for both in joined]
+    def action(self, params: Any) -> str:
+        """The embedding [1, D] of the input `action`, given with the input `strength`; the null action is the last."""
+        g, table = self.graph, np.asarray(params["embed_action"]["embedding"])
+        action, strength = g.input("action", "int32", (1,)), g.input("strength", "float32", ())
+        null = g.constant(table[-1:])
+        effect = g.op("Sub", g.op("Gather", g.constant(table), action), null)
+        return g.op("Add", null, g.op("Mul", effect, strength))
 
 
 def frame_graph(
@@ -137,9 +137,9 @@ def frame_graph(
     """The ONNX graph of one frame.
 
     Inputs: `previous` int32 [], the last token before the frame (K begins a stream); `position` int32 [], tokens
-    played before the frame; `actions` int32 [V]; `mix` float [1, V], the views' shares of the logits; `noise` float
-    [Q, K]; `top_k` int64 [1] from 1 to K; `given` int32 [Q], codes to take instead of sampling, or -1; `keys.i` and
-    `values.i` float [A, W, P], the ring of layer i, token t in slot t mod W.
+    played before the frame; `action` int32 [1] and `strength` float []; `noise` float [Q, K]; `top_k` int64 [1] from 1
+    to K; `given` int32 [Q], codes to take instead of sampling, or -1; `keys.i` and `values.i` float [A, W, P], the ring
+    of layer i, token t in slot t mod W.
     Outputs: `codes` int32 [Q]; `logits` float [Q, K]; `new_keys.i` and `new_values.i` float [A, Q, P].
 
     Args:
@@ -153,11 +153,10 @@ def frame_graph(
     g, Q, K = frame.graph, num_codebooks, codebook_size
     token = g.input("previous", "int32", ())
     position = g.input("position", "int32", ())
-    actions, mix = g.input("actions", "int32", ("V",)), g.input("mix", "float32", (1, "V"))
     noise, given = g.input("noise", "float32", (Q, K)), g.input("given", "int32", (Q,))
     top_k = g.input("top_k", "int64", (1,))
     token_table = g.weight(params["embed_token"]["embedding"])
-    action = g.op("Gather", g.constant(params["embed_action"]["embedding"]), actions)
+    action = frame.action(params)
     final_norm = g.constant(params["transformer"]["norm"]["scale"])
     unembed, bias = g.weight(params["unembed"]["kernel"]), g.constant(params["unembed"]["bias"])
     tokens, all_logits = [], []
@@ -168,15 +167,15 @@ def frame_graph(
         for i in range(config.num_layers):
             x = frame.block(x, i, masks)
         logits = g.op("Add", g.op("MatMul", frame.norm(x, final_norm), unembed), bias)
-        logits = g.op("MatMul", mix, logits)
         token = _choose(g, logits, g.slice(noise, q, q + 1, 0), top_k, g.op("Gather", given, g.constant(q, "int64")))
         tokens.append(g.reshape(token, (1,)))
         all_logits.append(logits)
     g.output("codes", g.op("Concat", *tokens, axis=0), "int32", (Q,))
     g.output("logits", g.op("Concat", *all_logits, axis=0), "float32", (Q, K))
-    for name, tails in (("new_keys", frame.key_tails), ("new_values", frame.value_tails)):
-        for i, entries in enumerate(frame.new_entries(tails)):
-            g.output(f"{name}.{i}", entries, "float32", (frame.num_heads, Q, frame.head_dim))
+    for name, layers in (("new_keys", frame.key_tails), ("new_values", frame.value_tails)):
+        for i, tail in enumerate(layers):
+            joined = g.op("Concat", *tail, axis=1)
+            g.output(f"{name}.{i}", joined, "float32", (frame.num_heads, Q, frame.head_dim))
     return g.model()
 
 

@@ -39,9 +39,9 @@ class FramePlayer:
 
     def play(
         self,
-        actions: list[int],
-        mix: list[float],
+        action: int,
         *,
+        strength: float = 1.0,
         given: np.ndarray | None = None,
         noise: np.ndarray | None = None,
         top_k: int = 0,
@@ -49,8 +49,8 @@ class FramePlayer:
         """One frame: its codes int32 [Q] and logits float32 [Q, K].
 
         Args:
-          actions: of each view [V].
-          mix: each view's share of the logits [V].
+          action: a key, or the null action.
+          strength: how strongly it acts; 1 is as it was trained.
           given: codes [Q] to take instead of sampling.
           noise: the temperature times Gumbel numbers [Q, K]; none: greedy.
           top_k: tokens to sample from; 0 is all.
@@ -59,8 +59,8 @@ class FramePlayer:
         feed = {
             "previous": np.array(self.previous, np.int32),
             "position": np.array(self.position, np.int32),
-            "actions": np.array(actions, np.int32),
-            "mix": np.array([mix], np.float32),
+            "action": np.array([action], np.int32),
+            "strength": np.array(strength, np.float32),
             "noise": np.zeros((Q, K), np.float32) if noise is None else noise,
             "top_k": np.array([top_k or K], np.int64),
             "given": np.full(Q, -1, np.int32) if given is None else given.astype(np.int32),
@@ -112,7 +112,7 @@ def compare(run: Run, dynamics: onnx.ModelProto, decoder: onnx.ModelProto, frame
     expected = _reference_logits(run, codes, actions)
     player = FramePlayer(dynamics, run.config.dynamics, codec.num_codebooks, codec.codebook_size)
     by_frame = np.repeat(np.concatenate([[run.models.num_codes], actions[0]]), stride)[:frames]
-    logits = np.stack([player.play([by_frame[f]], [1.0], given=codes[0, f])[1] for f in range(frames)])
+    logits = np.stack([player.play(by_frame[f], given=codes[0, f])[1] for f in range(frames)])
     return Difference(
         logits=float(np.abs(logits - expected).max()),
         codes=float((logits.argmax(-1) != expected.argmax(-1)).mean()),

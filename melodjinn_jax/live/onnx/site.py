@@ -9,13 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import onnx
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.live.onnx.graph import Weights
-from melodjinn_jax.training.manifest import array_digest
+from melodjinn_jax.live.session import model_digest
 from melodjinn_jax.training.run import Run
 
 FORMAT, FORMAT_VERSION = "melodjinn-site", 1
@@ -45,7 +44,7 @@ def describe(run: Run, weights: Weights) -> dict[str, Any]:
         "keys": key_names(run),
         "hold": bool(run.config.data.datasets),
         "digests": {
-            "model": parameters_digest(run.state["dynamics"]),
+            "model": model_digest(run.state["dynamics"]),
             "codec": codec.digest,
             "action_space": actions.digest,
         },
@@ -68,14 +67,6 @@ def silent_prompt(run: Run) -> np.ndarray:
     stride = run.action_space.stride
     frames = -(-run.codec.start_frames // stride) * stride
     return run.codec.encode(np.zeros((1, frames * run.codec.hop_length), np.float32))[0]
-
-
-def parameters_digest(params: Any) -> str:
-    """SHA-256 of a model's parameters, in hex."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(f"{jax.tree_util.keystr(path)}:{array_digest(np.asarray(leaf))}\n".encode())
-    return digest.hexdigest()
 
 
 def key_names(run: Run) -> list[dict[str, Any]]:

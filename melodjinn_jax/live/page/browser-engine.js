@@ -53,7 +53,7 @@ export class BrowserEngine {
     const { name, sample_rate, hop_length, action_stride, num_codebooks, codebook_size, keys, hold, digests } = this.manifest;
     return {
       type: "welcome", version: 1, name, sample_rate, hop_length, action_stride, num_codebooks, codebook_size, keys, hold,
-      digests, take: this.take, frame: this.history.end, seed: this.seed, begin: this.history.begin,
+      digests, take: this.take, frame: this.history.end, seed: this.seed, begin: this.history.oldest,
       settings: this.settings, limits: this.limits,
     };
   }
@@ -73,7 +73,7 @@ export class BrowserEngine {
 
   async restart({ seed = this.seed }) {
     await this.begin(seed, async () => {
-      this.history = new History(this.manifest.num_codebooks, 0);
+      this.history = new History(this.manifest, 0);
       this.model.reset();
       for (const [i, codes] of this.manifest.prompt.entries()) {
         // Nothing leads into the first block; nothing was pressed in the silence after it.
@@ -87,11 +87,11 @@ export class BrowserEngine {
 
   async rewind({ frame, seed = this.seed }) {
     await this.begin(seed, async () => {
-      const { begin, end } = this.history;
-      if (!Number.isInteger(frame) || frame <= begin || frame > end) {
-        throw new EngineError("rewind", `There is no way back to frame ${frame}: the past goes from ${begin + 1} to ${end}.`);
+      const { oldest, end } = this.history;
+      if (!Number.isInteger(frame) || frame < oldest || frame > end) {
+        throw new EngineError("rewind", `There is no way back to frame ${frame}: the past goes from ${oldest} to ${end}.`);
       }
-      this.history.cut(frame);
+      this.history.cut(Math.max(oldest, frame - (frame % this.manifest.action_stride)));
       await this.prime();
     });
   }
@@ -133,7 +133,7 @@ export class BrowserEngine {
     this.action = 0;
     this.take++;
     this.heard = this.history.end;
-    this.emit({ type: "take", take: this.take, frame: this.history.end, seed: this.seed, begin: this.history.begin });
+    this.emit({ type: "take", take: this.take, frame: this.history.end, seed: this.seed, begin: this.history.oldest });
     this.pump();
   }
 
@@ -142,7 +142,7 @@ export class BrowserEngine {
     const { num_layers: layers, window } = this.manifest.dynamics;
     const from = Math.max(this.history.begin, this.history.end - layers * window);
     const Q = this.manifest.num_codebooks;
-    this.model.reset(from > 0 && from > this.history.begin ? this.history.codesOf(from - 1, from)[Q - 1] : undefined);
+    this.model.reset(from, from > this.history.begin ? this.history.codesOf(from - 1, from)[Q - 1] : undefined);
     for (let frame = from; frame < this.history.end; frame++) {
       await this.model.frame(this.history.actionOf(frame), { given: this.history.codesOf(frame, frame + 1) });
     }
@@ -227,15 +227,18 @@ export class BrowserEngine {
 
   // Files
 
+  /** The session file; a block that is not complete is left out. */
   save() {
     const { history, manifest } = this;
+    const end = history.end - (history.end % manifest.action_stride);
     const { name, sample_rate, hop_length, num_codebooks, codebook_size, action_stride, keys, digests } = manifest;
     const header = {
       name, ...digests, sample_rate, hop_length, num_codebooks, codebook_size, action_stride, num_keys: keys.length - 1,
-      first_frame: history.begin, frames: history.length, prompt_frames: history.promptFrames,
-      settings: history.settings, actions: history.actionChanges(), made_with: { engine: "onnx" },
+      first_frame: history.begin, frames: end - history.begin, prompt_frames: history.promptFrames,
+      settings: history.settings.filter((one) => one.frame < end), actions: history.actionChanges(end),
+      made_with: { engine: "onnx" },
     };
-    this.emit({ type: "session", bytes: packSession(header, history.codesOf(history.begin, history.end)) });
+    this.emit({ type: "session", bytes: packSession(header, history.codesOf(history.begin, end)) });
   }
 
   async wav({ from = 0 }) {

@@ -3,8 +3,8 @@
 export const MOST_FRAMES = 540000;
 
 export class History {
-  constructor(numCodebooks, first) {
-    this.numCodebooks = numCodebooks;
+  constructor({ num_codebooks: numCodebooks, action_stride: stride }, first) {
+    Object.assign(this, { numCodebooks, stride });
     this.begin = this.end = first;
     this.promptFrames = 0;
     this.codes = new Uint16Array(1024 * numCodebooks);
@@ -16,8 +16,13 @@ export class History {
     return this.end - this.begin;
   }
 
+  /** The oldest frame that one may go back to. */
+  get oldest() {
+    return this.begin + this.promptFrames;
+  }
+
   add(codes, action, settings) {
-    if (this.length === MOST_FRAMES) this.forget(MOST_FRAMES / 2);
+    if (this.length >= MOST_FRAMES && this.end % this.stride === 0) this.forget();
     if (this.length === this.actions.length) {
       this.codes = grown(this.codes);
       this.actions = grown(this.actions);
@@ -44,28 +49,31 @@ export class History {
     this.settings = this.settings.filter((one) => one.frame < frame);
   }
 
-  forget(frames) {
-    const start = this.begin + frames;
+  /** Drop the older half; the block that is then the oldest counts as given, for what led to it is gone. */
+  forget() {
+    const half = Math.floor(this.length / 2);
+    const start = this.begin + half + (-(this.begin + half) % this.stride) + this.stride;
+    const frames = start - this.begin;
     this.codes.copyWithin(0, frames * this.numCodebooks);
     this.actions.copyWithin(0, frames);
     this.begin = start;
-    this.promptFrames = 1; // what the oldest frame remembered came from is gone: it counts as given
+    this.promptFrames = this.stride;
     const last = this.settings.findLastIndex((one) => one.frame <= start);
     this.settings = this.settings.slice(last);
     this.settings[0] = { ...this.settings[0], frame: start };
   }
 
-  /** Actions as [frame, action] where they change. */
-  actionChanges() {
+  /** Actions before `end`, as [frame, action] where they change. */
+  actionChanges(end) {
     const changes = [];
-    for (let i = 0; i < this.length; i++) {
+    for (let i = 0; i < end - this.begin; i++) {
       if (i === 0 || this.actions[i] !== this.actions[i - 1]) changes.push([this.begin + i, this.actions[i]]);
     }
     return changes;
   }
 
   static from({ header, codes }) {
-    const history = new History(header.num_codebooks, header.first_frame);
+    const history = new History(header, header.first_frame);
     const changes = [...header.actions, [Infinity, 0]];
     const settings = [...header.settings, { frame: Infinity }];
     for (let i = 0, change = 0, setting = 0; i < header.frames; i++) {

@@ -18,7 +18,7 @@ const state = {
   audio: null,
   playing: false,
   take: 0,
-  begin: 0, // the oldest frame that one can go back to
+  oldest: 0, // the frame that one can go back to at most
   report: { heard: 0, buffered: 0, underruns: 0, target: 0 },
   presses: [], // {key, at, frame}: waiting to be heard
   onSession: [], // what to do with the sessions asked for
@@ -70,7 +70,7 @@ const LISTENERS = {
   },
   take({ take, frame, begin: oldest }) {
     state.take = take;
-    state.begin = oldest;
+    state.oldest = oldest;
     state.presses = [];
     timeline.clear(frame, oldest);
     pads.releaseAll();
@@ -142,13 +142,13 @@ function heard(report) {
 
 function press(key) {
   if (!state.audio) return start();
-  if (!state.playing) setPlaying(true);
   const onBeat = element("beat").checked && !element("beat").disabled;
   send(onBeat ? { type: "press", key, on: "beat" } : { type: "press", key });
   if (!onBeat) {
     timeline.expect(key);
     state.presses.push({ key, at: performance.now(), frame: null });
   }
+  if (!state.playing) setPlaying(true); // after the press, which so reaches the very next frame
   return undefined;
 }
 
@@ -210,7 +210,7 @@ function setPlaying(playing) {
 /** Go on from a past frame; what is left is kept. */
 function goBack(frame) {
   if (!state.audio || frame >= timeline.now()) return;
-  const target = Math.max(state.begin + 1, Math.round(frame));
+  const target = Math.max(state.oldest, Math.round(frame));
   keep();
   send({ type: "rewind", frame: target });
   say(`Gone back to ${clockText(seconds(target), 1)}`);

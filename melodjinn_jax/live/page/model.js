@@ -99,9 +99,10 @@ export class Model {
     this.reset();
   }
 
-  /** Begin a stream: nothing played yet. `previous` is the token before its first, or none. */
-  reset(previous = this.manifest.codebook_size) {
-    this.position = 0;
+  /** Begin a stream before `frame`; `previous` is the token before it, or none. */
+  reset(frame = 0, previous = this.manifest.codebook_size) {
+    for (const { data } of this.rings) data.fill(0);
+    this.position = frame * this.manifest.num_codebooks;
     this.previous = previous;
   }
 
@@ -123,17 +124,15 @@ export class Model {
   async runFrame(action, { given, seed, frame, temperature = 0, topK = 0, strength = 1 }) {
     const { ort, manifest } = this;
     const { num_codebooks: Q, codebook_size: K } = manifest;
-    const nothingGiven = manifest.dynamics.null_action;
-    const index = action === 65535 ? nothingGiven : action;
-    const guided = !given && strength !== 1;
+    const index = action === 65535 ? manifest.dynamics.null_action : action;
     if (given) this.noise.fill(0);
     else gumbelNoise(this.noise, seed, frame, temperature);
     const feeds = {
       ...this.tensors,
       previous: new ort.Tensor("int32", Int32Array.of(this.previous), []),
       position: new ort.Tensor("int32", Int32Array.of(this.position), []),
-      actions: new ort.Tensor("int32", Int32Array.from(guided ? [index, nothingGiven] : [index])),
-      mix: new ort.Tensor("float32", Float32Array.from(guided ? [strength, 1 - strength] : [1]), [1, guided ? 2 : 1]),
+      action: new ort.Tensor("int32", Int32Array.of(index)),
+      strength: new ort.Tensor("float32", Float32Array.of(strength), []),
       top_k: new ort.Tensor("int64", BigInt64Array.of(BigInt(topK || K))),
       given: new ort.Tensor("int32", given ? Int32Array.from(given) : new Int32Array(Q).fill(-1)),
     };

@@ -2,7 +2,7 @@
 
 const FORMAT = "melodjinn-session";
 const VERSION = 1;
-const MAX_HEADER_BYTES = 4 << 20;
+const MAX_HEADER_BYTES = 16 << 20;
 const MAX_FRAMES = 540000;
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
@@ -56,21 +56,22 @@ export function unpackSession(bytes, manifest) {
 function soundHeader(header, manifest) {
   const { first_frame: first, frames, prompt_frames: prompt, settings, actions } = header;
   const whole = (n, low, high) => Number.isInteger(n) && n >= low && n <= high;
-  const numActions = manifest.keys.length;
+  const { action_stride: stride, keys } = manifest;
   const ascends = (list, frameOf) =>
     Array.isArray(list) &&
     list.length > 0 &&
     frameOf(list[0]) === first &&
-    list.every((item, i) => whole(frameOf(item), first, first + frames) && (i === 0 || frameOf(item) > frameOf(list[i - 1])));
+    list.every((item, i) => whole(frameOf(item), first, first + frames - 1) && (i === 0 || frameOf(item) > frameOf(list[i - 1])));
   return (
     whole(first, 0, 2 ** 31 - 1) &&
-    whole(frames, 1, MAX_FRAMES) &&
-    whole(prompt, 1, frames) &&
+    whole(frames, stride, MAX_FRAMES) &&
+    whole(prompt, stride, frames) &&
+    [first, frames, prompt].every((n) => n % stride === 0) &&
     header.num_codebooks === manifest.num_codebooks &&
-    header.action_stride === manifest.action_stride &&
+    header.action_stride === stride &&
     ascends(settings, (item) => item?.frame) &&
     settings.every((s) => [s.seed, s.temperature, s.top_k, s.strength].every(Number.isFinite)) &&
     ascends(actions, (item) => item?.[0]) &&
-    actions.every(([, action]) => whole(action, 0, numActions - 1) || action === 65535)
+    actions.every(([, action]) => whole(action, 0, keys.length - 1) || action === 65535)
   );
 }

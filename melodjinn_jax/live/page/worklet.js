@@ -9,6 +9,7 @@ const FADE_SAMPLES = 96;
 const TAIL_DECAY = 0.96; // per sample, of the value that a gap left standing
 const CALM_SECONDS = 10;
 const REPORT_QUANTA = 2;
+const QUANTUM = 128; // samples
 
 class FramePlayer extends AudioWorkletProcessor {
   constructor(options) {
@@ -116,7 +117,9 @@ class FramePlayer extends AudioWorkletProcessor {
 
   report() {
     const { take, heard, target, underruns } = this;
-    const report = { type: "report", take, heard, target, underruns, buffered: this.buffered / this.hop };
+    // `at`: the sample of the audio clock that `heard` was reached at.
+    const at = currentFrame + QUANTUM;
+    const report = { type: "report", take, heard, at, target, underruns, buffered: this.buffered / this.hop };
     this.engine?.postMessage(report);
     this.port.postMessage(report);
   }
