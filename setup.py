@@ -42,6 +42,7 @@ setup(
         "beam": ["apache-beam>=2.60"],
         # The reference to compare EnCodec with, under CC BY-NC 4.0. Install torch first, in the build that you want.
         "encodec": ["torch>=2.6", "encodec==0.1.1"],
+        "play": ["aiohttp>=3.11"],
         "export": ["onnx>=1.18", "onnxruntime>=1.22"],
         "dev": [
             "pytest>=8",
@@ -49,6 +50,7 @@ setup(
             "hypothesis>=6.100",
             "ruff>=0.8",
             "mypy>=1.13",
+            "aiohttp>=3.11",
             "onnx>=1.18",
             "onnxruntime>=1.22",
             "playwright>=1.49",

@@ -7,6 +7,8 @@ from pathlib import Path
 from melodjinn_jax.codecs.base import read_codec_files
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.experiment import command_line, parse_arguments
+from melodjinn_jax.live.performance import Prompt
+from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.training.run import Run, load_run, tune_process
 
 try:
@@ -36,11 +38,13 @@ class ExportArguments:
     """Folder of the site; one of an earlier export is replaced."""
     weights: Weights = "float32"
     """How the matrices are stored: fewer bits are a smaller download and more rounding, measured and printed."""
+    prompt: str = ""
+    """Recording that every stream starts from; empty: silence."""
     runtime: str = ""
     """Folder with the files of ONNX Runtime Web; empty: npm fetches them once."""
 
 
-def export_site(run: Run, output: Path, weights: Weights, runtime: dict[str, bytes]) -> None:
+def export_site(run: Run, output: Path, weights: Weights, prompt: Prompt, runtime: dict[str, bytes]) -> None:
     """Convert, compare with JAX, write, and print what came of it. Raises `UserError` if the comparison fails."""
     codec = run.codec
     dynamics = frame_graph(
@@ -62,7 +66,7 @@ def export_site(run: Run, output: Path, weights: Weights, runtime: dict[str, byt
         f"the likeliest code in {100 * found.codes:.2f}% of tokens, sound by at most {found.sound:.1e}"
     )
     models = {"dynamics.onnx": dynamics, "decoder.onnx": decoder}
-    total = write_site(output, describe(run, weights), models, runtime)
+    total = write_site(output, describe(run, weights, prompt), models, runtime)
     model_size = sum(model.ByteSize() for model in models.values())
     print(f"{output}: {total / 1e6:.1f} MB, of them the model {model_size / 1e6:.2f} MB")
 
@@ -72,7 +76,9 @@ def main() -> None:
     arguments = parse_arguments(ExportArguments, command_line(), prog="python -m melodjinn_jax.export")
     run = load_run(arguments.workdir)
     tune_process(run.config.runtime.compile_cache)
-    export_site(run, Path(arguments.output).expanduser(), arguments.weights, runtime_files(arguments.runtime))
+    runtime = runtime_files(arguments.runtime)
+    prompt = make_prompt(run, arguments.prompt)
+    export_site(run, Path(arguments.output).expanduser(), arguments.weights, prompt, runtime)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from melodjinn_jax.live.onnx import runtime
 from melodjinn_jax.live.onnx.codecs import decoder_graph
 from melodjinn_jax.live.onnx.dynamics import frame_graph
 from melodjinn_jax.live.onnx.player import FramePlayer, SoundPlayer, compare
+from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.live.session import model_digest
 from melodjinn_jax.models.action_space import ActionSpace
 from melodjinn_jax.models.dynamics import DynamicsState
@@ -214,7 +215,7 @@ def fake_runtime(tmp_path_factory) -> dict[str, bytes]:
 
 def test_the_manifest_lists_every_binary_file_with_its_digest(run, fake_runtime, tmp_path, capsys):
     site = tmp_path / "a" / "site"
-    export.export_site(run, site, "float32", fake_runtime)
+    export.export_site(run, site, "float32", make_prompt(run, ""), fake_runtime)
     manifest = json.loads((site / "model" / "manifest.json").read_text())
     for name, said in manifest["files"].items():
         content = (site / name).read_bytes()
@@ -227,7 +228,7 @@ def test_the_manifest_lists_every_binary_file_with_its_digest(run, fake_runtime,
         *manifest["files"],
     }
     assert manifest["digests"]["codec"] == run.codec.digest
-    assert len(manifest["prompt"][0]) == CODEBOOKS
+    assert manifest["prompt"] == {"codes": [[0] * CODEBOOKS], "actions": [65535]}
     assert "logits differ by at most" in capsys.readouterr().out
 
 
@@ -235,7 +236,7 @@ def test_the_same_run_exports_to_the_same_bytes_over_an_older_site(run, fake_run
     site = tmp_path / "site"
     contents = []
     for _ in range(2):
-        export.export_site(run, site, "float32", fake_runtime)
+        export.export_site(run, site, "float32", make_prompt(run, ""), fake_runtime)
         contents.append({path: path.read_bytes() for path in sorted(site.rglob("*")) if path.is_file()})
         (site / "left.txt").write_text("of the older one")
     assert contents[0] == contents[1]
@@ -244,21 +245,8 @@ def test_the_same_run_exports_to_the_same_bytes_over_an_older_site(run, fake_run
 def test_a_folder_with_other_files_is_left_alone(run, fake_runtime, tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
-        export.export_site(run, tmp_path, "float32", fake_runtime)
+        export.export_site(run, tmp_path, "float32", make_prompt(run, ""), fake_runtime)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
-
-
-def test_names_of_keys_come_from_the_work_directory(tmp_path):
-    from melodjinn_jax.live.onnx.site import key_names
-
-    run = make_run(tmp_path)
-    assert [entry["name"] for entry in key_names(run)] == ["nothing", "key 1", "key 2", "key 3"]
-    (tmp_path / "key_names.json").write_text('["Kick", "Snare"]')
-    assert [entry["name"] for entry in key_names(run)] == ["nothing", "Kick", "Snare", "key 3"]
-    for bad in ("{", "{}", "[1]", '[""]'):
-        (tmp_path / "key_names.json").write_text(bad)
-        with pytest.raises(UserError, match=r"key_names\.json"):
-            key_names(run)
 
 
 def test_a_runtime_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
@@ -289,7 +277,7 @@ def test_a_model_that_differs_is_not_written(run, fake_runtime, tmp_path, monkey
     wrong = graph_of(other)
     monkeypatch.setattr(export, "frame_graph", lambda *_, **__: wrong)
     with pytest.raises(UserError, match="not the trained one"):
-        export.export_site(run, tmp_path / "site", "float32", fake_runtime)
+        export.export_site(run, tmp_path / "site", "float32", make_prompt(run, ""), fake_runtime)
     assert not (tmp_path / "site").exists()
 
 

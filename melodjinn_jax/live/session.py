@@ -129,6 +129,13 @@ class Session:
         self.first_frame, self.prompt_frames = before, prompt_frames
         self.settings = [(before, sampling), *(entry for entry in self.settings if entry[0] > before)]
 
+    def copy(self) -> "Session":
+        """A session of its own, which stays as this one is now."""
+        session = Session(self.instrument, self.settings[0][1], self.codes, self.actions)
+        session.first_frame, session.prompt_frames = self.first_frame, self.prompt_frames
+        session.settings = list(self.settings)
+        return session
+
     @property
     def _arrays(self) -> tuple[np.ndarray, np.ndarray]:
         return self._codes, self._actions

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.live.keys import holds_keys, read_key_names
 from melodjinn_jax.live.onnx.graph import Weights
+from melodjinn_jax.live.performance import Prompt
 from melodjinn_jax.live.session import model_digest
 from melodjinn_jax.training.run import Run
 
@@ -29,9 +30,10 @@ def page_files() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
-def describe(run: Run, weights: Weights) -> dict[str, Any]:
-    """The manifest without its files: what the page must know of the model."""
+def describe(run: Run, weights: Weights, prompt: Prompt) -> dict[str, Any]:
+    """The manifest without its files: what the page must know of the model, and the prompt of every stream."""
     config, codec, actions = run.config.dynamics, run.codec, run.action_space
+    names = read_key_names(run.workdir.path, actions.num_keys)
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
@@ -41,8 +43,8 @@ def describe(run: Run, weights: Weights) -> dict[str, Any]:
         "action_stride": actions.stride,
         "num_codebooks": codec.num_codebooks,
         "codebook_size": codec.codebook_size,
-        "keys": key_names(run),
-        "hold": bool(run.config.data.datasets),
+        "keys": [{"key": key, "name": name} for key, name in enumerate(names)],
+        "hold": holds_keys(run.config),
         "digests": {
             "model": model_digest(run.state["dynamics"]),
             "codec": codec.digest,
@@ -56,36 +58,10 @@ def describe(run: Run, weights: Weights) -> dict[str, Any]:
             "null_action": run.models.num_codes,
         },
         "codec": {"kind": codec.kind, "start_frames": codec.start_frames},
-        "prompt": silent_prompt(run).tolist(),
+        "prompt": {"codes": prompt.codes.tolist(), "actions": prompt.actions.tolist()},
         "weights": weights,
         "made_with": {"step": run.step, **{name: version(name) for name in ("jax", "onnx", "melodjinn-jax")}},
     }
-
-
-def silent_prompt(run: Run) -> np.ndarray:
-    """Codes [F, Q] of silence that a stream begins with: whole blocks, as many frames as the codec's start takes."""
-    stride = run.action_space.stride
-    frames = -(-run.codec.start_frames // stride) * stride
-    return run.codec.encode(np.zeros((1, frames * run.codec.hop_length), np.float32))[0]
-
-
-def key_names(run: Run) -> list[dict[str, Any]]:
-    """Every key with its name: those of `key_names.json` in the work directory, a list that begins with key 1.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    names = ["nothing", *(f"key {key}" for key in range(1, run.action_space.num_keys + 1))]
-    file = run.workdir.path / "key_names.json"
-    if file.exists():
-        try:
-            given = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise UserError(f"{file} is no JSON: {error}") from error
-        if not isinstance(given, list) or not all(isinstance(name, str) and name for name in given):
-            raise UserError(f"{file} must be a list of names, the first that of key 1")
-        names[1 : len(given) + 1] = given[: len(names) - 1]
-    return [{"key": key, "name": name} for key, name in enumerate(names)]
 
 
 def write_site(

@@ -7,7 +7,6 @@ import { Presses, Tempo } from "./presses.js";
 import { packSession, unpackSession } from "./session.js";
 import { packWav } from "./wav.js";
 
-const NULL_ACTION = 65535;
 const DECODER_PAST = 64; // frames decoded unheard before a stream goes on from the middle of a history
 const DECODE_CHUNK = 64;
 const WAV_FRAMES = 45000;
@@ -75,13 +74,12 @@ export class BrowserEngine {
     await this.begin(seed, async () => {
       this.history = new History(this.manifest, 0);
       this.model.reset();
-      for (const [i, codes] of this.manifest.prompt.entries()) {
-        // Nothing leads into the first block; nothing was pressed in the silence after it.
-        const action = i < this.manifest.action_stride ? NULL_ACTION : 0;
-        await this.model.frame(action, { given: codes });
-        this.history.add(codes, action, this.sampling());
+      const { codes, actions } = this.manifest.prompt;
+      for (const [i, frame] of codes.entries()) {
+        await this.model.frame(actions[i], { given: frame });
+        this.history.add(frame, actions[i], this.sampling());
       }
-      this.history.promptFrames = this.manifest.prompt.length;
+      this.history.promptFrames = codes.length;
     });
   }
 
