@@ -63,9 +63,22 @@ def site(run, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def playing(browser, site):
-    """A page that was clicked once and has greeted, greedy from then on."""
-    page = Page(browser, site).open()
+def server(run):
+    """The address of the play command."""
+    command = [sys.executable, "-m", "melodjinn_jax.play", "--workdir", str(run.workdir.path), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--no-browser", "--listeners", "1"], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    yield process.stdout.readline().split()[2]
+    process.terminate()
+    process.communicate()
+
+
+@pytest.fixture(scope="module", params=["site", "server"])
+def playing(request, browser):
+    """A page of either kind that was clicked once and has greeted, greedy from then on."""
+    page = Page(browser, request.getfixturevalue(request.param)).open()
     page.start()
     page.page.evaluate("document.getElementById('sound-panel').open = true")
     page.page.fill("#temperature", "0")
@@ -185,7 +198,7 @@ def test_a_session_of_python_renders_in_the_page_as_in_python(run, playing, tmp_
     assert np.abs(wav[: len(expected)] - expected).max() < 1e-3
     # And what the page played on from there is a session that Python renders to the page's sound.
     require_instrument(saved, instrument_of(run), to_continue=True)
-    assert made_with == {"engine": "onnx"}
+    assert made_with["engine"] in ("onnx", "jax")
     np.testing.assert_array_equal(saved.codes[: len(codes)], codes)
     np.testing.assert_array_equal(saved.actions[: len(codes)], actions)
     assert saved.end > session.end

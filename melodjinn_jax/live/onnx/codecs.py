@@ -58,7 +58,7 @@ def _fitted_graph(arrays: dict[str, np.ndarray], weights: Weights) -> onnx.Model
 
 def _fitted_network(g: Graph, arrays: dict[str, np.ndarray], x: str) -> str:
     """The decoder's network on x [F, (context + 1) Z], less what it makes of zero, so that silence stays silence."""
-    layers = []
+    layers: list[tuple[str, str]] = []
     while f"decoder.{len(layers)}.kernel" in arrays:
         prefix = f"decoder.{len(layers)}"
         layers.append((g.weight(arrays[f"{prefix}.kernel"]), g.constant(arrays[f"{prefix}.bias"])))
