@@ -5,8 +5,8 @@
 
 Everything is measured from outside, on the samples that the page sends to the loudspeaker and on the audio clock:
 time to sound from the click to the first sample above the threshold; press to sound from the key's event in the page to
-the hit's first sample, the browser's own figure for the way from there to the loudspeaker added; both include whatever
-the machine was busy with, so the load is printed. The speed is the page's own count of the time that a frame takes.
+the hit's first sample. Both end where the browser says that the sample leaves the loudspeaker, and include whatever the
+machine was busy with, so the load is printed. The speed is the page's own count of the time that a frame takes.
 """
 
 import argparse
@@ -30,6 +30,10 @@ RATE = 24000
 QUIET_SECONDS = 0.4
 LONGEST_LATENCY = 1.0
 
+FORGET = (
+    "presses.length = 0; for (const list of [recording.blocks, recording.reports]) list.splice(0, list.length - 99)"
+)
+
 CLOCK = """
 (() => {
   const presses = (window.presses = []);
@@ -42,10 +46,10 @@ CLOCK = """
   };
   addEventListener("pointerdown", () => (window.clicked ??= performance.now()), true);
   addEventListener("keydown", (event) => presses.push({ key: event.key, at: performance.now() }), true);
-  // Where the audio clock stands on the page's clock, by the blocks that have come.
+  // The moment of the audio clock that leaves the loudspeaker, on the page's clock.
   window.clock = () => {
     const { contextTime, performanceTime } = audio.getOutputTimestamp();
-    return { contextTime, performanceTime, latency: audio.baseLatency + audio.outputLatency };
+    return { contextTime, performanceTime };
   };
 })();
 """
@@ -79,12 +83,12 @@ def time_to_sound(page: Page) -> float:
     clock = page.page.evaluate("clock()")
     clicked = page.page.evaluate("clicked")
     heard_at = clock["performanceTime"] + 1000 * (loud[0] / RATE - clock["contextTime"])
-    return (heard_at - clicked) / 1000 + clock["latency"]
+    return (heard_at - clicked) / 1000
 
 
 def press_to_sound(page: Page, key: str) -> float | None:
     """Seconds from a key's event to its first sample at the loudspeaker; None if nothing came."""
-    page.page.evaluate("presses.length = 0; recording.blocks.splice(0, recording.blocks.length - 400)")
+    page.page.evaluate(FORGET)
     page.page.keyboard.press(key)
     time.sleep(LONGEST_LATENCY)
     clock = page.page.evaluate("clock()")
@@ -117,15 +121,13 @@ def main() -> int:
                 latencies += [] if found is None else [found]
                 time.sleep(QUIET_SECONDS * rng.random())
             else:
-                page.page.evaluate(
-                    "recording.blocks.length = 0; recording.reports.splice(0, recording.reports.length - 99)"
-                )
+                page.page.evaluate(FORGET)
                 page.page.keyboard.press(str(rng.integers(1, 4)))
                 time.sleep(2 * rng.random())
         report = page.report()
         middle, late = 1000 * np.quantile(latencies, [0.5, 0.95])
         print(
-            f"| press to sound, {len(latencies)} presses | p50 {middle:.0f} ms, p95 {late:.0f} ms | {missed} missed |"
+            f"| press to sound | p50 {middle:.0f} ms, p95 {late:.0f} ms | {len(latencies)} presses, {missed} missed |"
         )
         for name in ("frame-time", "speed", "gaps", "buffer"):
             print(f"| {name} | {page.page.inner_text(f'#{name}')} |")
