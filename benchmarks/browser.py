@@ -126,9 +126,7 @@ def main() -> int:
                 time.sleep(2 * rng.random())
         report = page.report()
         middle, late = 1000 * np.quantile(latencies, [0.5, 0.95])
-        print(
-            f"| press to sound | p50 {middle:.0f} ms, p95 {late:.0f} ms | {len(latencies)} presses, {missed} missed |"
-        )
+        print(f"| press to sound | p50 {middle:.0f} ms, p95 {late:.0f} ms | {len(latencies)} heard, {missed} not |")
         for name in ("frame-time", "speed", "gaps", "buffer"):
             print(f"| {name} | {page.page.inner_text(f'#{name}')} |")
         print(f"| played | {elapsed / 60:.1f} min, {report['underruns']} gaps | load {os.getloadavg()[0]:.1f} |")

@@ -5,7 +5,7 @@ import functools
 import http.server
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,12 @@ class Page:
         """One click, then the greeting, in which every key sounds once."""
         self.page.click("#start")
         return self.wait_until_heard(150)
+
+    def new_take(self, action: Callable[[], Any]) -> None:
+        """Do what begins a new take, and wait for it."""
+        take = self.report()["take"]
+        action()
+        self.wait(f"recording.reports.at(-1).take > {take}")
 
     def pause(self) -> dict[str, float]:
         """Pause, and wait until nothing is on its way any more."""

@@ -21,7 +21,8 @@ const state = {
   oldest: 0, // the frame that one can go back to at most
   report: { heard: 0, buffered: 0, underruns: 0, target: 0 },
   presses: [], // {key, at, frame}: waiting to be heard
-  onSession: [], // what to do with the sessions asked for
+  onSession: null, // called with the session that was asked for, or null if there is none to be had
+  keeping: Promise.resolve(), // one session is asked for at a time
 };
 
 const worker = new Worker(new URL("engine-worker.js", import.meta.url), { type: "module" });
@@ -101,10 +102,11 @@ const LISTENERS = {
     element("speed").textContent = `${factor.toFixed(factor < 10 ? 1 : 0)}× real time`;
     element("speed").classList.toggle("bad", factor < 1);
   },
-  error: ({ message }) => complain(message),
-  session({ bytes }) {
-    state.onSession.shift()?.(bytes);
+  error({ code, message }) {
+    complain(message);
+    if (code === "busy") state.onSession?.(null);
   },
+  session: ({ bytes }) => state.onSession?.(bytes),
   wav: ({ bytes }) => download(bytes, `${state.welcome.name}.wav`),
   closed: ({ message }) => stopWith(message || "The server has gone: start it again, then load this page again."),
   failed: ({ message }) => stopWith(message),
@@ -211,19 +213,27 @@ function setPlaying(playing) {
 function goBack(frame) {
   if (!state.audio || frame >= timeline.now()) return;
   const target = Math.max(state.oldest, Math.round(frame));
-  keep();
-  send({ type: "rewind", frame: target });
   say(`Gone back to ${clockText(seconds(target), 1)}`);
+  keepThen(() => send({ type: "rewind", frame: target }));
 }
 
 function session(use) {
-  state.onSession.push(use);
-  send({ type: "save" });
+  state.keeping = state.keeping.then(async () => {
+    const bytes = await new Promise((resolve) => {
+      state.onSession = resolve;
+      send({ type: "save" });
+    });
+    state.onSession = null;
+    use(bytes);
+  });
 }
 
-function keep() {
+function keepThen(action) {
   const at = seconds(timeline.made);
-  session((bytes) => moments.keep(bytes, at));
+  session((bytes) => {
+    if (bytes) moments.keep(bytes, at);
+    action();
+  });
 }
 
 function open(bytes) {
@@ -249,17 +259,13 @@ const CLICKS = {
   start,
   toggle: () => setPlaying(!state.playing),
   back: () => goBack(timeline.now() - BACK_SECONDS * timeline.framesPerSecond),
-  branch: () => {
-    keep();
-    say("Moment kept");
-  },
+  branch: () => keepThen(() => say("Moment kept")),
   restart: () => {
-    keep();
-    send({ type: "restart" });
     say("Begun again");
+    keepThen(() => send({ type: "restart" }));
   },
   tap,
-  save: () => session((bytes) => download(bytes, `${state.welcome.name}.melodjinn`)),
+  save: () => session((bytes) => bytes && download(bytes, `${state.welcome.name}.melodjinn`)),
   open: () => element("file").click(),
   wav: () => send({ type: "wav" }),
   midi: () => pads.useMidi(),

@@ -6,7 +6,9 @@ const PEAKS_PER_FRAME = 4;
 const FRAMES_KEPT = 4096; // a power of two, more than is ever shown
 const GLOW_FRAMES = 24; // that the sound after a key bears its colour
 const FULL_SCALE = 0.6; // of a sample, at the card's edge
-const LANE = 22;
+const LANE = 22; // pixels
+const CLOCKS = 20; // pixels above the sound
+const LEAST_BAR = 0.75; // pixels
 
 export const keyHue = (key) => (28 + (key - 1) * 137.5) % 360;
 
@@ -104,10 +106,10 @@ export class Timeline {
     const nowX = width * NOW_AT;
     const x = (frame) => nowX + (frame - now) * this.frameWidth;
     const lanes = this.numKeys * Math.min(LANE, (height * 0.4) / Math.max(1, this.numKeys));
-    const middle = (height - lanes) / 2;
+    const wave = { middle: (height - lanes + CLOCKS) / 2, tallest: (height - lanes - CLOCKS) / 2 - 4 };
     c.clearRect(0, 0, width, height);
     this.drawGrid(x, now, height, lanes);
-    this.drawWave(x, middle);
+    this.drawWave(x, wave);
     this.drawKeys(x, height - lanes, lanes);
     this.drawNow(nowX, height);
   }
@@ -134,7 +136,7 @@ export class Timeline {
     c.stroke();
   }
 
-  drawWave(x, middle) {
+  drawWave(x, wave) {
     const { context: c } = this;
     const theme = this.colors();
     const from = Math.max(this.first, this.frameAt(0) - 1);
@@ -148,22 +150,29 @@ export class Timeline {
       const glow = last.key ? Math.max(0, 1 - last.age / GLOW_FRAMES) : 0;
       c.globalAlpha = 1;
       c.fillStyle = theme.wave;
-      this.drawPeaks(place, x(frame), bar, middle);
+      this.drawPeaks(place, x(frame), bar, wave);
       if (glow === 0) continue;
       c.globalAlpha = glow;
       c.fillStyle = theme.key[last.key];
-      this.drawPeaks(place, x(frame), bar, middle);
+      this.drawPeaks(place, x(frame), bar, wave);
     }
     c.globalAlpha = 1;
   }
 
-  drawPeaks(place, left, bar, middle) {
-    const tallest = middle - 8;
-    for (let part = 0; part < PEAKS_PER_FRAME; part++) {
-      const i = 2 * (place * PEAKS_PER_FRAME + part);
-      const up = Math.min(1, this.peaks[i + 1] / FULL_SCALE) * tallest;
-      const down = Math.min(1, -this.peaks[i] / FULL_SCALE) * tallest;
-      this.context.fillRect(left + part * bar, middle + 4 - up - 0.75, Math.max(bar * 1.05, 0.6), up + down + 1.5);
+  /** The frame in this place, in as many bars as the screen can show. */
+  drawPeaks(place, left, bar, { middle, tallest }) {
+    const joined = bar > LEAST_BAR ? 1 : bar * 2 > LEAST_BAR ? 2 : PEAKS_PER_FRAME;
+    for (let part = 0; part < PEAKS_PER_FRAME; part += joined) {
+      let low = 0;
+      let high = 0;
+      for (let i = 0; i < joined; i++) {
+        const peak = 2 * (place * PEAKS_PER_FRAME + part + i);
+        low = Math.min(low, this.peaks[peak]);
+        high = Math.max(high, this.peaks[peak + 1]);
+      }
+      const up = Math.min(1, high / FULL_SCALE) * tallest + 0.75;
+      const down = Math.min(1, -low / FULL_SCALE) * tallest + 0.75;
+      this.context.fillRect(left + part * bar, middle - up, Math.max(joined * bar * 1.05, 0.6), up + down);
     }
   }
 
