@@ -13,7 +13,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["melodjinn_jax", "melodjinn_jax.*", "data_pipelines", "data_pipelines.*"]),
-    package_data={"melodjinn_jax": ["py.typed"], "melodjinn_jax.evaluation.report": ["*.tmpl"]},
+    package_data={
+        "melodjinn_jax": ["py.typed"],
+        "melodjinn_jax.evaluation.report": ["*.tmpl"],
+        "melodjinn_jax.live": ["page/*"],
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -38,6 +42,18 @@ setup(
         "beam": ["apache-beam>=2.60"],
         # The reference to compare EnCodec with, under CC BY-NC 4.0. Install torch first, in the build that you want.
         "encodec": ["torch>=2.6", "encodec==0.1.1"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.8", "mypy>=1.13"],
+        "play": ["aiohttp>=3.11"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.22"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "aiohttp>=3.11",
+            "onnx>=1.18",
+            "onnxruntime>=1.22",
+            "playwright>=1.49",
+        ],
     },
 )

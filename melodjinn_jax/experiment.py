@@ -78,15 +78,20 @@ def parse_train_arguments(argv: list[str]) -> TrainArguments:
 Arguments = TypeVar("Arguments")
 
 
-def parse_arguments(kind: type[Arguments], argv: list[str], *, prog: str, default: Any = None) -> Arguments:
-    """`argv` as a dataclass of arguments; what is not understood becomes a `UserError` of one sentence."""
+def parse_arguments(
+    kind: type[Arguments], argv: list[str], *, prog: str, default: Any = None, flags: bool = False
+) -> Arguments:
+    """`argv` as a dataclass of arguments; what is not understood becomes a `UserError` of one sentence.
+
+    With `flags`, truths are given as `--name` and `--no-name` instead of `--name true`.
+    """
     # Python's spelling of truth is not everybody's.
     argv = [re.sub(r"^(|--[^=]*=)(true|false)$", lambda m: m[1] + m[2].capitalize(), a) for a in argv]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             arguments: Arguments = tyro.cli(
-                kind, args=argv, prog=prog, default=default, config=(tyro.conf.FlagConversionOff,)
+                kind, args=argv, prog=prog, default=default, config=() if flags else (tyro.conf.FlagConversionOff,)
             )
     except SystemExit as error:
         if error.code:

@@ -19,12 +19,12 @@ from melodjinn_jax.codecs.rvq import lookup, quantize
 SAMPLE_RATE = 24000
 HOP_LENGTH = 320
 LATENT_DIM = 12
-_TAIL = 64  # samples of a frame's sound that overlap the next frame
-_CONTEXT = 5  # past frames that the decoder sees
+TAIL = 64  # samples of a frame's sound that overlap the next frame
+CONTEXT = 5  # past frames that the decoder sees
 _WIDTH = 128
 _LEVELS = 16  # short-time levels per frame
 _NUM_FEATURES = HOP_LENGTH + 2 * _LEVELS
-_MAX_EXPONENT = 8.0
+MAX_EXPONENT = 8.0
 _SECONDS_AT_ONCE = 20
 
 Params = dict[str, list[dict[str, jax.Array]]]
@@ -47,20 +47,20 @@ def _analysis_basis() -> np.ndarray:
 
 def _synthesis_basis() -> np.ndarray:
     """[H + tail, H]: cosines that fade in while the last frame's fade out; the two fades add up to one."""
-    length = HOP_LENGTH + _TAIL
-    fade = np.sin(np.pi / 2 * (np.arange(_TAIL) + 0.5) / _TAIL) ** 2
-    window = np.concatenate([fade, np.ones(length - 2 * _TAIL), fade[::-1]])
+    length = HOP_LENGTH + TAIL
+    fade = np.sin(np.pi / 2 * (np.arange(TAIL) + 0.5) / TAIL) ** 2
+    window = np.concatenate([fade, np.ones(length - 2 * TAIL), fade[::-1]])
     return (_cosines(length, HOP_LENGTH) * window[:, None]).astype(np.float32)
 
 
 _ANALYSIS = _analysis_basis()
-_SYNTHESIS = _synthesis_basis()
+SYNTHESIS = _synthesis_basis()
 
 
 def initial_params(key: jax.Array) -> Params:
     sizes = {
         "encoder": (_NUM_FEATURES, _WIDTH, _WIDTH, LATENT_DIM),
-        "decoder": (LATENT_DIM * (_CONTEXT + 1), _WIDTH, _WIDTH, _WIDTH, HOP_LENGTH),
+        "decoder": (LATENT_DIM * (CONTEXT + 1), _WIDTH, _WIDTH, _WIDTH, HOP_LENGTH),
     }
     params: Params = {}
     for name, widths in sizes.items():
@@ -115,7 +115,7 @@ def silent_frame(batch: int) -> jax.Array:
 
 def silent_past(batch: int) -> Sounding:
     """The state of a decoder before the first frame."""
-    return Sounding(jnp.zeros((batch, _CONTEXT, LATENT_DIM)), jnp.zeros((batch, 1, _TAIL)))
+    return Sounding(jnp.zeros((batch, CONTEXT, LATENT_DIM)), jnp.zeros((batch, 1, TAIL)))
 
 
 def embed(params: Params, last: jax.Array, waveform: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,12 +129,12 @@ def synthesize(params: Params, past: Sounding, latents: jax.Array) -> tuple[Soun
     """The new past, and the waveform [B, F * H] of latents [B, F, Z] that follow `past`."""
     B, F, _ = latents.shape
     known = jnp.concatenate([past.latents, latents], axis=1)
-    seen = [known[:, _CONTEXT - age : _CONTEXT - age + F] for age in range(_CONTEXT + 1)]
+    seen = [known[:, CONTEXT - age : CONTEXT - age + F] for age in range(CONTEXT + 1)]
     exponents = _network(params["decoder"], jnp.concatenate(seen, axis=-1))
-    amplitudes = jnp.sinh(jnp.clip(exponents, -_MAX_EXPONENT, _MAX_EXPONENT)) / 10
-    sound = amplitudes @ _SYNTHESIS.T
+    amplitudes = jnp.sinh(jnp.clip(exponents, -MAX_EXPONENT, MAX_EXPONENT)) / 10
+    sound = amplitudes @ SYNTHESIS.T
     tails = jnp.concatenate([past.tail, sound[..., HOP_LENGTH:]], axis=1)
-    overlap = jnp.pad(tails[:, :-1], ((0, 0), (0, 0), (0, HOP_LENGTH - _TAIL)))
+    overlap = jnp.pad(tails[:, :-1], ((0, 0), (0, 0), (0, HOP_LENGTH - TAIL)))
     return Sounding(known[:, F:], tails[:, -1:]), (sound[..., :HOP_LENGTH] + overlap).reshape(B, F * HOP_LENGTH)
 
 

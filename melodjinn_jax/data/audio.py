@@ -2,6 +2,7 @@
 
 from math import gcd
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import scipy.signal
@@ -70,7 +71,7 @@ def to_float32(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / _FULL_SCALE
 
 
-def write_wav(path: str | Path, waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
+def write_wav(path: str | Path | BinaryIO, waveform: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Write a float waveform `[samples]` as 16-bit PCM, clipped to full scale. Raises `UserError` if it cannot."""
     try:
         soundfile.write(path, to_int16(waveform), sample_rate, subtype="PCM_16", format="WAV")

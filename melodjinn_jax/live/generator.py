@@ -12,11 +12,19 @@ from melodjinn_jax.models.transformer import Block
 from melodjinn_jax.training.state import Models
 
 
-def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int) -> jax.Array:
-    """Tokens int32 [B] from logits [B, K]: greedy at temperature 0, else from the `top_k` likeliest (0: from all)."""
+def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int | jax.Array) -> jax.Array:
+    """Tokens int32 [B] from logits [B, K]: greedy at temperature 0, else from the `top_k` likeliest (0: from all).
+
+    A `top_k` known at compile time costs less than one that is an array, int32 [].
+    """
     greedy = jnp.argmax(logits, axis=-1)
-    if top_k:
-        floor = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
+    size = logits.shape[-1]
+    if isinstance(top_k, jax.Array):
+        ranked = jax.lax.top_k(logits, size)[0]
+        last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
+        logits = jnp.where(logits < jnp.take(ranked, last[None], axis=-1), -jnp.inf, logits)
+    elif top_k:
+        floor = jax.lax.top_k(logits, min(top_k, size))[0][..., -1:]
         logits = jnp.where(logits < floor, -jnp.inf, logits)
     drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
     return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
@@ -31,9 +39,11 @@ def play_frame(
     is_given_B: jax.Array,
     key: jax.Array,
     temperature: jax.Array,
-    top_k: int,
+    top_k: int | jax.Array,
 ) -> tuple[DynamicsState, jax.Array]:
     """One frame: every codebook in turn, sampled, or taken from `given_BQ` where `is_given_B`.
+
+    `action_B` governs the frame: int32, or embeddings [B, D] as `DynamicsModel.action_embedding` gives them.
 
     Returns:
       the stream's new state and the frame's codes int32 [B, Q].

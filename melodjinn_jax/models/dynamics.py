@@ -105,6 +105,15 @@ class DynamicsModel(nnx.Module):
         hidden = self.transformer(x.reshape(B, F * Q, -1))
         return self.unembed(hidden).astype(jnp.float32).reshape(B, F, Q, -1)
 
+    def action_embedding(self, action_B: jax.Array, strength_B: jax.Array) -> jax.Array:
+        """Embeddings [B, D] of actions given with a strength: 0 is the null action, 1 the action as it was trained.
+
+        Action dropout trains both ends, so what lies between them and beyond costs no second pass through the model.
+        """
+        given = self.embed_action(action_B)
+        null = self.embed_action(jnp.asarray(self.null_action))
+        return given + (strength_B[:, None] - 1).astype(given.dtype) * (given - null)
+
     def init_state(self, batch_size: int) -> DynamicsState:
         return DynamicsState(
             self.transformer.init_cache(batch_size),
@@ -120,9 +129,10 @@ class DynamicsModel(nnx.Module):
         Args:
           layers: `self.transformer.layers()`, taken once for all tokens.
           state: of the stream.
-          action_B: int32, the action governing the frame that the next token belongs to.
+          action_B: the action governing the frame that the next token belongs to, int32, or its embedding [B, D].
           codebook: index of the next token's codebook.
         """
+        action_BD = self.embed_action(action_B) if action_B.ndim == 1 else action_B
         x = self.embed_token(state.previous_token) + self.embed_codebook(jnp.asarray(codebook))
-        hidden, cache = self.transformer.step(layers, x + self.embed_action(action_B), state.cache, state.position)
+        hidden, cache = self.transformer.step(layers, x + action_BD, state.cache, state.position)
         return self.unembed(hidden).astype(jnp.float32), cache

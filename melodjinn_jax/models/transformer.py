@@ -28,14 +28,20 @@ class KVCache(NamedTuple):
     values: tuple[jax.Array, ...]
 
 
-def rotary_table(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of rotary angles (Su et al. 2021): [..., head_dim / 2] each, for int positions [...].
+def rotary_turns(head_dim: int) -> np.ndarray:
+    """Rotary frequencies int32 [head_dim / 2], in turns per `ROPE_CIRCLE` positions.
 
-    The frequencies are whole multiples of one turn in `ROPE_CIRCLE` positions, so that a stream may count positions
-    modulo that number for ever: angles are exact after ten hours as after a second, and a key is rotated only once.
+    They are whole numbers, so that a stream may count positions modulo that number for ever: angles are exact after
+    ten hours as after a second, and a key is rotated only once.
     """
     ideal = ROPE_BASE ** (-np.arange(head_dim // 2) / (head_dim // 2))
-    turns = np.maximum(1, np.round(ideal * ROPE_CIRCLE / (2 * np.pi))).astype(np.int32)
+    turns: np.ndarray = np.maximum(1, np.round(ideal * ROPE_CIRCLE / (2 * np.pi))).astype(np.int32)
+    return turns
+
+
+def rotary_table(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of rotary angles (Su et al. 2021): [..., head_dim / 2] each, for int positions [...]."""
+    turns = rotary_turns(head_dim)
     angles = (positions[..., None] % ROPE_CIRCLE * turns % ROPE_CIRCLE) * (2 * np.pi / ROPE_CIRCLE)
     return jnp.cos(angles), jnp.sin(angles)
 
