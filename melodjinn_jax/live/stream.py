@@ -83,7 +83,7 @@ def instrument_of(run: Run) -> Instrument:
     )
 
 
-def render(codec: Codec, codes: np.ndarray) -> np.ndarray:
+def render_codes(codec: Codec, codes: np.ndarray) -> np.ndarray:
     """The sound float32 [F * H] of codes [F, Q]; the same bytes wherever the same codec runs on the same device."""
     frames = len(codes)
     padded = np.pad(codes.astype(np.int32), ((0, -frames % codec.chunk_frames), (0, 0)))
@@ -194,7 +194,7 @@ class StreamingGenerator(Streamer):
         return np.asarray(codes), np.asarray(pcm)
 
     def render(self, codes: np.ndarray) -> np.ndarray:
-        return render(self._codec, codes)
+        return render_codes(self._codec, codes)
 
     def made_with(self, slot: int) -> dict[str, Any]:
         return {
