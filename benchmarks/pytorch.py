@@ -208,8 +208,12 @@ def main() -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
     torch.set_num_threads(arguments.threads)
     tune_process("")
-    print(f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, jax {jax.__version__}")
-    print("| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |\n|---|---|---|---|---|")
+    print(
+        f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, jax {jax.__version__}"
+    )
+    print(
+        "| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |\n|---|---|---|---|---|"
+    )
     for size in arguments.sizes:
         contest = prepare(SIZES[size], arguments.batch_size)
         tokens = arguments.steps * contest.tokens_per_step
