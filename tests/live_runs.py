@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from conftest import tiny_config
 
-from melodjinn_jax.codecs import FittedCodec
+from melodjinn_jax.codecs import Codec, FittedCodec
 from melodjinn_jax.codecs.fitted import LATENT_DIM, initial_params
 from melodjinn_jax.config import DynamicsConfig, LatentActionConfig
 from melodjinn_jax.models.action_space import ActionSpace
@@ -22,10 +22,10 @@ def random_codec(codebook_size: int = 16) -> FittedCodec:
     return FittedCodec(initial_params(jax.random.key(0)), entries, 0.2)
 
 
-def random_run(stride: int = 1, codec=None, window: int = 6) -> Run:
+def random_run(stride: int = 1, layout: str = "flat", codec: Codec | None = None) -> Run:
     """A run of a random dynamics model with the keys 1 to 3."""
     actions = LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=6, max_codes=4, action_stride=stride)
-    dynamics = DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=window)
+    dynamics = DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=6, layout=layout, depth_dim=16)
     config = tiny_config(latent_actions=actions, dynamics=dynamics)
     codec = codec or random_codec()
     models = make_models(config, codec)

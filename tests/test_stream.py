@@ -61,9 +61,9 @@ def whole_clip(run, frames):
     return generate(run.models, run.state["dynamics"], given, stride, keys, **options)[0]
 
 
-@pytest.mark.parametrize("stride", [1, 4])
-def test_streams_equal_whole_clips_whoever_plays_beside_them(stride):
-    run, rng = random_run(stride), np.random.default_rng(0)
+@pytest.mark.parametrize(("stride", "layout"), [(1, "flat"), (4, "depth")])
+def test_streams_equal_whole_clips_whoever_plays_beside_them(stride, layout):
+    run, rng = random_run(stride, layout), np.random.default_rng(0)
     streamer = StreamingGenerator(run, SLOTS)
     samplings = (Sampling(1, 0.0), Sampling(2**32 - 1, 1.0), Sampling(3, 0.7, top_k=2))
     scripts = [script(rng, run, sampling) for sampling in samplings]
