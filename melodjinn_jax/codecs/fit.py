@@ -28,6 +28,7 @@ from melodjinn_jax.codecs.fitted import (
 from melodjinn_jax.codecs.rvq import Codebooks, initial_codebooks, quantize, update_codebooks
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.validation import check_codec
 
 _BATCH = 12
 _CROP_FRAMES = 24
@@ -69,7 +70,7 @@ def fit_codec(
       UserError: naming the field of `codec` that cannot work, or if the clips are silent or not whole frames.
     """
     waveforms = np.asarray(waveforms, np.float32)
-    check_settings(config, "codec")
+    check_codec(config, "codec")
     _check_clips(waveforms)
     per_call = max(n for n in range(1, min(_STEPS_PER_CALL, config.steps // 2) + 1) if config.steps % n == 0)
     continuous = per_call * max(1, round(_CONTINUOUS_SHARE * config.steps / per_call))
@@ -91,18 +92,6 @@ def fit_codec(
             kind = "without" if start < continuous else "with"
             progress(f"codec: step {start + per_call} of {config.steps}, loss {float(losses.mean()):.2f} {kind} codes")
     return _calibrated(state, waveforms)
-
-
-def check_settings(config: CodecConfig, where: str) -> None:
-    """Raise `UserError` for a setting that cannot work, named as a field of `where`."""
-    if not 2 <= config.codebook_size <= 1 << 16:
-        raise UserError(f"{where}.codebook_size is {config.codebook_size}: it must be from 2 to 65536")
-    if config.num_codebooks < 1:
-        raise UserError(f"{where}.num_codebooks is {config.num_codebooks}: it must be at least 1")
-    if config.steps < 2:
-        raise UserError(f"{where}.steps is {config.steps}: it must be at least 2")
-    if config.seed < 0:
-        raise UserError(f"{where}.seed is {config.seed}: it must not be negative")
 
 
 def _check_clips(waveforms: np.ndarray) -> None:

@@ -10,12 +10,12 @@ import soundfile
 
 from melodjinn_jax.codecs import Codec, EncodecCodec, fit_codec
 from melodjinn_jax.codecs.encodec.codec import BANDWIDTHS
-from melodjinn_jax.codecs.fit import check_settings
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.data.audio import HOP_LENGTH, to_float32
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.decide import Kept
 from melodjinn_jax.ingest.scan import SILENT_PEAK, audio_file
+from melodjinn_jax.validation import check_codec
 
 CodecName = Literal["fitted", "encodec_24khz"]
 _FIT_CLIPS = 512
@@ -40,7 +40,7 @@ class CodecOptions:
 def check_options(options: CodecOptions) -> None:
     """Raise `UserError` for options that cannot work, before any recording is touched."""
     if options.codec == "fitted":
-        check_settings(options.fit, "--fit")
+        check_codec(options.fit, "--fit")
         if options.codec_weights:
             raise UserError("--codec-weights is of no use to --codec fitted: give --codec encodec_24khz with it")
     elif options.bandwidth not in BANDWIDTHS:
