@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from melodjinn_jax.config import DRUM_NAMES, CodecConfig, Config, OptimizerConfig
 from melodjinn_jax.errors import UserError
 
-
 Checks = Iterator[tuple[bool, str]]
 
 

@@ -249,7 +249,9 @@ def test_no_network_is_one_sentence(file):
 
 
 def test_a_connection_that_is_not_secure_and_a_proxy_are_named(site, file, monkeypatch):
-    with pytest.raises(UnreachableError, match="no secure connection, .*: check certificates and the clock") as refusal:
+    with pytest.raises(
+        UnreachableError, match=r"no secure connection, .*: check certificates and the clock"
+    ) as refusal:
         download(f"{site.address.replace('http:', 'https:')}/a.mp3", file, EXPECTED, HASTY)
     assert "\n" not in str(refusal.value)
     with serving() as gone:

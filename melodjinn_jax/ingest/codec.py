@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from melodjinn_jax.codecs import Codec, EncodecCodec, fit_codec
+from melodjinn_jax.codecs import Codec, EncodecCodec, MusicCodec, fit_codec
 from melodjinn_jax.codecs.encodec.codec import BANDWIDTHS
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.data.audio import HOP_LENGTH, to_float32
@@ -33,8 +33,8 @@ class CodecOptions:
     """kbps of EnCodec: 1.5, 3, 6, 12 or 24."""
     codec_weights: str = ""
     """Safetensors file with EnCodec's published weights; empty: from the Hub."""
-    fit: CodecConfig = field(default_factory=CodecConfig)
-    """The fitted codec."""
+    fit: CodecConfig = field(default_factory=lambda: CodecConfig(codebook_size=1024, num_codebooks=4, steps=400))
+    """The fitted codec; at first the rate of EnCodec at 3 kbps."""
 
 
 def check_options(options: CodecOptions) -> None:
@@ -61,7 +61,7 @@ def make_codec(options: CodecOptions, train: Sequence[Kept], folder: Path, progr
       UserError: the settings cannot work, or the weights cannot be had.
     """
     if options.codec == "fitted":
-        return fit_codec(_sample(train, folder, options.fit.seed), options.fit, progress)
+        return fit_codec(_sample(train, folder, options.fit.seed), options.fit, progress, MusicCodec)
     return EncodecCodec.from_published(options.bandwidth, options.codec_weights or None)
 
 
