@@ -25,6 +25,7 @@ from melodjinn_jax.codecs.encodec import BANDWIDTHS
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.data.audio import AUDIO_SUFFIXES, HOP_LENGTH, SAMPLE_RATE, load_audio
 from melodjinn_jax.evaluation.measures import logmel_distance
+from melodjinn_jax.ingest.codec import CodecOptions
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TRACKS = ("contact_with_dust_and_lint", "convulsions", "exercise_room", "maintenance")
@@ -34,6 +35,8 @@ CLIPS = 512
 CLIP_FRAMES = 96
 SECONDS = 20
 FLOOR_DB = -60.0
+STEPS = {FittedCodec: CodecConfig().steps, MusicCodec: CodecOptions().fit.steps}
+"""Of the toy world and of ingest."""
 
 
 def read(path: Path) -> np.ndarray:
@@ -107,7 +110,7 @@ def main() -> None:
     parser.add_argument("--held-out", help="folder of recordings to measure on")
     parser.add_argument("--codebooks", type=int, nargs="*", default=[2, 4, 8])
     parser.add_argument("--codebook-size", type=int, default=1024)
-    parser.add_argument("--steps", type=int, default=CodecConfig().steps, help="optimiser steps of the fit")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the fits; by default those of each design")
     parser.add_argument("--encodec-weights", help="safetensors file: measure EnCodec too, at the same codebooks")
     arguments = parser.parse_args()
     if bool(arguments.music) != bool(arguments.held_out):
@@ -119,9 +122,9 @@ def main() -> None:
     held_out = {kind: [read(path) for path in paths] for kind, paths in test.items()}
     print(f"load {os.getloadavg()[0]:.1f}")
     print("|codec|codebooks|kbps|recordings|SNR dB|log-spectral dB|log-mel dB|fit CPU-s / wall s|\n" + "|---" * 8 + "|")
-    for design in (FittedCodec, MusicCodec):
-        for codebooks in arguments.codebooks:
-            config = CodecConfig(arguments.codebook_size, codebooks, arguments.steps)
+    for codebooks in arguments.codebooks:
+        for design in (MusicCodec, FittedCodec):
+            config = CodecConfig(arguments.codebook_size, codebooks, arguments.steps or STEPS[design])
             began, cpu = time.monotonic(), time.process_time()
             codec = fit_codec(clips, config, design=design)
             fit = f"{time.process_time() - cpu:.0f} / {time.monotonic() - began:.0f}"

@@ -94,9 +94,8 @@ def fit_codec(
     recipe = _RECIPES[design]
     per_call = max(n for n in range(1, min(_STEPS_PER_CALL, config.steps // 2) + 1) if config.steps % n == 0)
     continuous = per_call * max(1, round(recipe.continuous_share * config.steps / per_call))
-    optimizer = _optimizer(config.steps, recipe.learning_rate)
     crop = min(_CROP_FRAMES, waveforms.shape[1] // HOP_LENGTH)
-    advance = _compiled_steps(optimizer, functools.partial(_loss, design.functions, recipe), crop)
+    optimizer, advance = _compiled_steps(design, config.steps, crop)
     crops = _draw_crops(waveforms.shape, crop, config)
     on_device, power = jnp.asarray(waveforms), jnp.float32(waveforms.var())
     params = _initial_params(design, waveforms, config.seed)
@@ -138,8 +137,14 @@ def _empty_codebooks(params: Params, config: CodecConfig) -> Codebooks:
     return Codebooks(jnp.zeros(shape), jnp.zeros(shape[:2]), jnp.zeros(shape))
 
 
-def _compiled_steps(optimizer: optax.GradientTransformation, loss: Callable, crop_frames: int):
-    """Several optimiser steps in one call; with and without codes by one compiled program, which costs seconds."""
+@functools.cache
+def _compiled_steps(
+    design: type[FittedCodec], steps: int, crop_frames: int
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimiser, and several steps of it in one call: with and without codes by one program, compiled once."""
+    recipe = _RECIPES[design]
+    optimizer = _optimizer(steps, recipe.learning_rate)
+    loss = functools.partial(_loss, design.functions, recipe)
 
     def step(waveforms: jax.Array, power: jax.Array, state: FitState, inputs: tuple[jax.Array, jax.Array]):
         crops, quantized = inputs
@@ -160,7 +165,7 @@ def _compiled_steps(optimizer: optax.GradientTransformation, loss: Callable, cro
     def advance(state: FitState, crops: jax.Array, quantized: jax.Array, waveforms: jax.Array, power: jax.Array):
         return jax.lax.scan(functools.partial(step, waveforms, power), state, (crops, quantized))
 
-    return advance
+    return optimizer, advance
 
 
 def _draw_crops(shape: tuple[int, ...], frames: int, config: CodecConfig) -> np.ndarray:
