@@ -2,19 +2,28 @@
 
 from collections.abc import Iterator
 
-from melodjinn_jax.config import DRUM_NAMES, Config, OptimizerConfig
+from melodjinn_jax.config import DRUM_NAMES, CodecConfig, Config, OptimizerConfig
 from melodjinn_jax.errors import UserError
+
+Checks = Iterator[tuple[bool, str]]
 
 
 def check_config(config: Config) -> None:
     """Raise `UserError` with the first thing that cannot work."""
-    for checks in (_data, _codec, _latent_actions, _dynamics, _phases, _training, _evaluation):
-        for is_wrong, message in checks(config):
-            if is_wrong:
-                raise UserError(message)
+    check_codec(config.codec, "codec")
+    for checks in (_data, _latent_actions, _dynamics, _phases, _training, _evaluation):
+        _refuse(checks(config))
 
 
-Checks = Iterator[tuple[bool, str]]
+def check_codec(codec: CodecConfig, where: str) -> None:
+    """Raise `UserError` for a setting of the fit that cannot work, named as a field of `where`."""
+    _refuse(_codec(codec, where))
+
+
+def _refuse(checks: Checks) -> None:
+    for is_wrong, message in checks:
+        if is_wrong:
+            raise UserError(message)
 
 
 def _at_least(owner: object, prefix: str, minimum: float, *fields: str) -> Checks:
@@ -30,10 +39,14 @@ def _share(owner: object, prefix: str, *fields: str) -> Checks:
         yield not 0 <= value <= 1, f"{prefix}.{field} is {value}: it must lie between 0 and 1"
 
 
+def _seed(name: str, seed: int) -> Checks:
+    yield not 0 <= seed < 2**31, f"{name} is {seed}: it must lie between 0 and 2^31 - 1"
+
+
 def _data(config: Config) -> Checks:
     data = config.data
-    for name, seed in (("seed", config.seed), ("data.seed", data.seed), ("codec.seed", config.codec.seed)):
-        yield not 0 <= seed < 2**31, f"{name} is {seed}: it must lie between 0 and 2^31 - 1"
+    yield from _seed("seed", config.seed)
+    yield from _seed("data.seed", data.seed)
     yield (
         not 1 <= data.num_drums <= len(DRUM_NAMES),
         f"data.num_drums is {data.num_drums}: it must lie between 1 and {len(DRUM_NAMES)}",
@@ -72,14 +85,14 @@ def _datasets(config: Config) -> Checks:
     )
 
 
-def _codec(config: Config) -> Checks:
-    codec = config.codec
-    yield from _at_least(codec, "codec", 1, "num_codebooks")
-    yield from _at_least(codec, "codec", 2, "steps")
+def _codec(codec: CodecConfig, where: str) -> Checks:
+    yield from _at_least(codec, where, 1, "num_codebooks")
+    yield from _at_least(codec, where, 2, "steps")
     yield (
         not 2 <= codec.codebook_size <= 65536,
-        f"codec.codebook_size is {codec.codebook_size}: it must lie between 2 and 65536",
+        f"{where}.codebook_size is {codec.codebook_size}: it must lie between 2 and 65536",
     )
+    yield from _seed(f"{where}.seed", codec.seed)
 
 
 def _latent_actions(config: Config) -> Checks:

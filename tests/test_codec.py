@@ -1,9 +1,12 @@
-"""The fitted codec: causal both ways, the same in a stream, silent for silence, safe on disk, reproducible."""
+"""The fitted codecs: causal both ways, the same in a stream, silent for silence, safe on disk, reproducible."""
+
+import dataclasses
 
 import numpy as np
 import pytest
+from ingest_stubs import tune
 
-from melodjinn_jax.codecs import fit_codec, load_codec, require_same_codec
+from melodjinn_jax.codecs import FittedCodec, MusicCodec, fit_codec, load_codec, require_same_codec
 from melodjinn_jax.codecs.base import ARRAYS_FILE, HEADER_FILE
 from melodjinn_jax.config import CodecConfig, DataConfig
 from melodjinn_jax.data.one_shots import one_shots_for
@@ -12,6 +15,9 @@ from melodjinn_jax.errors import UserError
 
 FRAMES, HOP = 24, 320
 CONFIG = CodecConfig(codebook_size=16, num_codebooks=2, steps=150)
+MUSIC_CONFIG = CodecConfig(codebook_size=16, num_codebooks=2, steps=30)
+REMEMBERED = {FittedCodec: 7, MusicCodec: 5}
+"""Frames in which a code is heard: its own, those of the decoder's context, and the last one's tail."""
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +26,14 @@ def clips():
     return np.stack([clip.waveform for clip in make_clips(data, one_shots_for(data), "train")])
 
 
-@pytest.fixture(scope="module")
-def codec(clips):
-    return fit_codec(clips, CONFIG)
+@pytest.fixture(scope="module", params=REMEMBERED)
+def codec(clips, request):
+    return refit(clips, request.param)
+
+
+def refit(clips, design, seed=0):
+    config = CONFIG if design is FittedCodec else MUSIC_CONFIG
+    return fit_codec(clips, dataclasses.replace(config, seed=seed), design=design)
 
 
 @pytest.fixture
@@ -51,7 +62,7 @@ def test_a_code_depends_on_no_later_sample(codec, clips, rng):
 
 
 def test_sound_depends_on_no_later_code_and_forgets_old_ones(codec, codes):
-    frame, remembered = 8, 7
+    frame, remembered = 8, REMEMBERED[type(codec)]
     changed = codes.copy()
     changed[:, frame] = (changed[:, frame] + 1) % codec.codebook_size
     difference = np.abs(codec.decode(codes) - codec.decode(changed)).reshape(3, FRAMES, HOP).max(axis=(0, 2))
@@ -102,10 +113,9 @@ def test_sound_comes_back_at_its_level_and_place(codec, clips):
 
 
 def test_the_same_fit_gives_the_same_bytes(codec, clips, tmp_path):
-    again = fit_codec(clips, CONFIG)
+    again = refit(clips, type(codec))
     assert again.digest == codec.digest
-    other = fit_codec(clips, CodecConfig(codebook_size=16, num_codebooks=2, steps=4, seed=1))
-    assert other.digest != codec.digest
+    assert refit(clips, type(codec), seed=1).digest != codec.digest
     codec.save(tmp_path / "a")
     again.save(tmp_path / "b")
     for name in (HEADER_FILE, ARRAYS_FILE):
@@ -115,6 +125,7 @@ def test_the_same_fit_gives_the_same_bytes(codec, clips, tmp_path):
 def test_save_and_load_round_trip(codec, codes, clips, tmp_path):
     codec.save(tmp_path / "codec")
     loaded = load_codec(tmp_path / "codec")
+    assert type(loaded) is type(codec)
     assert loaded.digest == codec.digest
     assert (loaded.num_codebooks, loaded.codebook_size) == (codec.num_codebooks, codec.codebook_size)
     np.testing.assert_array_equal(loaded.encode(clips), codec.encode(clips))
@@ -165,3 +176,12 @@ def test_impossible_sound_is_refused(clips, codec):
         codec.decode(np.zeros((1, 4, 3), int))
     with pytest.raises(UserError, match="frames"):
         codec.encode(clips[:, :0])
+
+
+def test_music_keeps_its_waves():
+    heard, unheard = (
+        np.stack([tune(seed, 0.96)[: 72 * HOP] for seed in seeds]) for seeds in (range(24), range(50, 56))
+    )
+    codec = fit_codec(heard, CodecConfig(codebook_size=64, num_codebooks=4, steps=20), design=MusicCodec)
+    error = unheard - codec.decode(codec.encode(unheard))
+    assert 10 * np.log10((unheard**2).sum() / (error**2).sum()) > 1

@@ -248,6 +248,21 @@ def test_no_network_is_one_sentence(file):
             download(address, file, EXPECTED, HASTY)
 
 
+def test_a_connection_that_is_not_secure_and_a_proxy_are_named(site, file, monkeypatch):
+    with pytest.raises(
+        UnreachableError, match=r"no secure connection, .*: check certificates and the clock"
+    ) as refusal:
+        download(f"{site.address.replace('http:', 'https:')}/a.mp3", file, EXPECTED, HASTY)
+    assert "\n" not in str(refusal.value)
+    with serving() as gone:
+        address = gone.address
+    monkeypatch.setenv("http_proxy", address)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(UnreachableError, match="the proxy lets nothing through: check HTTPS_PROXY and NO_PROXY"):
+        download("http://nowhere.invalid/a.mp3", file, EXPECTED, HASTY)
+
+
 def test_no_space_is_one_sentence_and_keeps_what_came(site, file, monkeypatch):
     site.faults["/a.mp3"] = [cut(100_000), *[reset] * 3]
     with pytest.raises(DownloadError):

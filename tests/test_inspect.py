@@ -50,6 +50,11 @@ def test_the_numbers_are_those_of_the_files(dataset):
     assert {chunk.split for chunk in contents.chunks} == {"train", "validation", "test"}
 
 
+def test_one_chunk_is_one_of_the_training_split(dataset):
+    assert [chunk.split for chunk in read_contents(open_dataset(dataset), 1).chunks] == ["train"]
+    assert read_contents(open_dataset(dataset), 0).chunks == []
+
+
 def test_the_page_is_whole_and_safe(dataset):
     page = render_contents(read_contents(open_dataset(dataset), 4))
     assert "<b>Bad" not in page

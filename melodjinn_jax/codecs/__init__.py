@@ -6,11 +6,21 @@ from melodjinn_jax.codecs.base import Codec, CodecState, read_codec_files, requi
 from melodjinn_jax.codecs.encodec import EncodecCodec
 from melodjinn_jax.codecs.fit import fit_codec
 from melodjinn_jax.codecs.fitted import FittedCodec
+from melodjinn_jax.codecs.music import MusicCodec
 from melodjinn_jax.errors import UserError
 
-__all__ = ["Codec", "CodecState", "EncodecCodec", "FittedCodec", "fit_codec", "load_codec", "require_same_codec"]
+__all__ = [
+    "Codec",
+    "CodecState",
+    "EncodecCodec",
+    "FittedCodec",
+    "MusicCodec",
+    "fit_codec",
+    "load_codec",
+    "require_same_codec",
+]
 
-_KINDS: dict[str, type[Codec]] = {FittedCodec.kind: FittedCodec, EncodecCodec.kind: EncodecCodec}
+_KINDS: dict[str, type[Codec]] = {codec.kind: codec for codec in (FittedCodec, MusicCodec, EncodecCodec)}
 
 
 def load_codec(folder: str | Path) -> Codec:

@@ -1,11 +1,13 @@
-"""Fitting the small codec: without codes at first, then codebooks from k-means, then all of it together.
+"""Fitting a small codec: without codes at first, then codebooks from k-means, then all of it together.
 
 Measured on the drum world: Muon (Jordan et al. 2024) instead of Adam nearly halves the spectral error of as many
-steps; a waveform loss that counts for more buys signal-to-noise ratio with what a listener hears.
+steps; a waveform loss that counts for more buys signal-to-noise ratio with what a listener hears. Music needs it: out
+of phase from frame to frame, a low tone is a buzz.
 """
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -18,26 +20,23 @@ from melodjinn_jax.codecs.fitted import (
     HOP_LENGTH,
     SAMPLE_RATE,
     FittedCodec,
+    Functions,
     Params,
-    embed,
     initial_params,
     silent_frame,
-    silent_past,
-    synthesize,
 )
+from melodjinn_jax.codecs.music import MusicCodec, starting_params
 from melodjinn_jax.codecs.rvq import Codebooks, initial_codebooks, quantize, update_codebooks
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.validation import check_codec
 
 _BATCH = 12
 _CROP_FRAMES = 24
-_LEARNING_RATE = 2e-2
 _WARMUP_STEPS = 20
-_CONTINUOUS_SHARE = 0.4  # of the steps come before the codebooks
 _STEPS_PER_CALL = 50
 _EMA_DECAY = 0.95
 _COMMITMENT = 0.25
-_WAVEFORM = 0.3  # less lets bass come out upside down; more costs what is above it
 _LOG_SPECTRUM = 2.0
 _STFTS = ((1024, 512), (256, 128), (64, 32))  # windows and hops: the longest hears pitch, the shortest attacks
 _SPECTRAL_FLOOR = 6e-4  # of full scale, -64 dB: what is softer need not be right
@@ -45,6 +44,23 @@ _KMEANS_CLIPS = 160
 _KMEANS_FRAMES = 8000
 _SILENCE = 1e-3  # peak of a frame that k-means leaves out: silence has its code already
 _GAIN_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the designs are fitted with."""
+
+    learning_rate: float
+    continuous_share: float
+    """Of the steps, those before the codebooks."""
+    waveform: float
+    """Weight of the waveform's error. Drums: less lets bass come out upside down; more costs what is above it."""
+    relative: bool
+    """Each crop's error counts by its own level, not by that of all."""
+
+
+_RECIPES = {FittedCodec: Recipe(2e-2, 0.4, 0.3, False), MusicCodec: Recipe(1e-2, 0.25, 3.0, True)}
+_SOFTEST = 0.05  # of the mean power: crops softer than this count by it
 
 
 class FitState(NamedTuple):
@@ -56,33 +72,37 @@ class FitState(NamedTuple):
 
 
 def fit_codec(
-    waveforms: np.ndarray, config: CodecConfig, progress: Callable[[str], None] = lambda message: None
+    waveforms: np.ndarray,
+    config: CodecConfig,
+    progress: Callable[[str], None] = lambda message: None,
+    design: type[FittedCodec] = FittedCodec,
 ) -> FittedCodec:
-    """Fit the small codec on training clips. The same clips and settings give the same codec on the same machine.
+    """Fit a small codec on training clips. The same clips and settings give the same codec on the same machine.
 
     Args:
       waveforms: float32 [B, F * H] at 24 kHz.
       config: sizes, steps and seed.
       progress: told a line at each stage.
+      design: `FittedCodec` for drums, `MusicCodec` for music.
 
     Raises:
       UserError: naming the field of `codec` that cannot work, or if the clips are silent or not whole frames.
     """
     waveforms = np.asarray(waveforms, np.float32)
-    check_settings(config, "codec")
+    check_codec(config, "codec")
     _check_clips(waveforms)
+    recipe = _RECIPES[design]
     per_call = max(n for n in range(1, min(_STEPS_PER_CALL, config.steps // 2) + 1) if config.steps % n == 0)
-    continuous = per_call * max(1, round(_CONTINUOUS_SHARE * config.steps / per_call))
-    optimizer = _optimizer(config.steps)
+    continuous = per_call * max(1, round(recipe.continuous_share * config.steps / per_call))
     crop = min(_CROP_FRAMES, waveforms.shape[1] // HOP_LENGTH)
-    advance = _compiled_steps(optimizer, crop)
+    optimizer, advance = _compiled_steps(design, config.steps, crop)
     crops = _draw_crops(waveforms.shape, crop, config)
     on_device, power = jnp.asarray(waveforms), jnp.float32(waveforms.var())
-    params = initial_params(jax.random.key(config.seed))
+    params = _initial_params(design, waveforms, config.seed)
     state = FitState(params, optimizer.init(params), _empty_codebooks(params, config))
     for start in range(0, config.steps, per_call):
         if start == continuous:
-            latents = _sounding_latents(state.params, waveforms, config.seed)
+            latents = _sounding_latents(design.functions, state.params, waveforms, config.seed)
             books = initial_codebooks(latents, config.num_codebooks, config.codebook_size, config.seed)
             state = state._replace(books=books)
         quantized = jnp.full(per_call, float(start >= continuous))
@@ -90,19 +110,7 @@ def fit_codec(
         if start + per_call in (continuous, config.steps):
             kind = "without" if start < continuous else "with"
             progress(f"codec: step {start + per_call} of {config.steps}, loss {float(losses.mean()):.2f} {kind} codes")
-    return _calibrated(state, waveforms)
-
-
-def check_settings(config: CodecConfig, where: str) -> None:
-    """Raise `UserError` for a setting that cannot work, named as a field of `where`."""
-    if not 2 <= config.codebook_size <= 1 << 16:
-        raise UserError(f"{where}.codebook_size is {config.codebook_size}: it must be from 2 to 65536")
-    if config.num_codebooks < 1:
-        raise UserError(f"{where}.num_codebooks is {config.num_codebooks}: it must be at least 1")
-    if config.steps < 2:
-        raise UserError(f"{where}.steps is {config.steps}: it must be at least 2")
-    if config.seed < 0:
-        raise UserError(f"{where}.seed is {config.seed}: it must not be negative")
+    return _calibrated(design, state, waveforms)
 
 
 def _check_clips(waveforms: np.ndarray) -> None:
@@ -112,9 +120,13 @@ def _check_clips(waveforms: np.ndarray) -> None:
         raise UserError("the clips to fit the codec on are silent: give clips with sound in them")
 
 
-def _optimizer(steps: int) -> optax.GradientTransformation:
+def _initial_params(design: type[FittedCodec], waveforms: np.ndarray, seed: int) -> Params:
+    return starting_params(waveforms, seed) if design is MusicCodec else initial_params(jax.random.key(seed))
+
+
+def _optimizer(steps: int, learning_rate: float) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, _LEARNING_RATE, min(_WARMUP_STEPS, steps - 1), steps, 0.03 * _LEARNING_RATE
+        0.0, learning_rate, min(_WARMUP_STEPS, steps - 1), steps, 0.03 * learning_rate
     )
     # Three Newton-Schulz steps are as good here as the usual five, and cheaper.
     return optax.chain(optax.clip_by_global_norm(1.0), contrib.muon(schedule, ns_steps=3, adam_b2=0.99))
@@ -125,14 +137,20 @@ def _empty_codebooks(params: Params, config: CodecConfig) -> Codebooks:
     return Codebooks(jnp.zeros(shape), jnp.zeros(shape[:2]), jnp.zeros(shape))
 
 
-def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int):
-    """Several optimiser steps in one call; with and without codes by one compiled program, which costs seconds."""
+@functools.cache
+def _compiled_steps(
+    design: type[FittedCodec], steps: int, crop_frames: int
+) -> tuple[optax.GradientTransformation, Callable]:
+    """The optimiser, and several steps of it in one call: with and without codes by one program, compiled once."""
+    recipe = _RECIPES[design]
+    optimizer = _optimizer(steps, recipe.learning_rate)
+    loss = functools.partial(_loss, design.functions, recipe)
 
     def step(waveforms: jax.Array, power: jax.Array, state: FitState, inputs: tuple[jax.Array, jax.Array]):
         crops, quantized = inputs
         target = jax.vmap(lambda crop: jax.lax.dynamic_slice(waveforms, crop, (1, crop_frames * HOP_LENGTH))[0])(crops)
-        loss_function = functools.partial(_loss, state.books.entries, target, quantized, power)
-        (loss, (codes, residuals)), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+        loss_function = functools.partial(loss, state.books.entries, target, quantized, power)
+        (value, (codes, residuals)), gradients = jax.value_and_grad(loss_function, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         num_codebooks, *_, latent_dim = residuals.shape
         books = update_codebooks(
@@ -141,13 +159,13 @@ def _compiled_steps(optimizer: optax.GradientTransformation, crop_frames: int):
             residuals.reshape(num_codebooks, -1, latent_dim),
             _EMA_DECAY,
         )
-        return FitState(optax.apply_updates(state.params, updates), optimizer_state, books), loss
+        return FitState(optax.apply_updates(state.params, updates), optimizer_state, books), value
 
     @jax.jit
     def advance(state: FitState, crops: jax.Array, quantized: jax.Array, waveforms: jax.Array, power: jax.Array):
         return jax.lax.scan(functools.partial(step, waveforms, power), state, (crops, quantized))
 
-    return advance
+    return optimizer, advance
 
 
 def _draw_crops(shape: tuple[int, ...], frames: int, config: CodecConfig) -> np.ndarray:
@@ -159,21 +177,32 @@ def _draw_crops(shape: tuple[int, ...], frames: int, config: CodecConfig) -> np.
 
 
 def _loss(
-    entries: jax.Array, target: jax.Array, quantized: jax.Array, power: jax.Array, params: Params
+    functions: Functions,
+    recipe: Recipe,
+    entries: jax.Array,
+    target: jax.Array,
+    quantized: jax.Array,
+    power: jax.Array,
+    params: Params,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Reconstruction and commitment, with the codes and residuals that the codebooks learn from."""
-    _, latents = embed(params, silent_frame(len(target)), target)
+    _, latents = functions.embed(params, silent_frame(len(target)), target)
     fixed = jax.lax.stop_gradient(latents)
     nearest, codes, residuals = quantize(entries, fixed)
     # Straight through: the decoder gets the codes' latents, the encoder the decoder's gradient.
-    _, decoded = synthesize(params, silent_past(len(target)), latents + quantized * (nearest - fixed))
+    past = functions.silent_past(len(target))
+    _, decoded = functions.synthesize(params, past, latents + quantized * (nearest - fixed))
     commitment = quantized * ((latents - nearest) ** 2).mean() / ((fixed**2).mean() + 1e-9)
-    return _reconstruction_loss(target, decoded, power) + _COMMITMENT * commitment, (codes, residuals)
+    return _reconstruction_loss(recipe, target, decoded, power) + _COMMITMENT * commitment, (codes, residuals)
 
 
-def _reconstruction_loss(target: jax.Array, decoded: jax.Array, power: jax.Array) -> jax.Array:
-    """Multi-resolution STFT loss (Yamamoto et al. 2020, "Parallel WaveGAN"), and a little of the waveform itself."""
-    loss = _WAVEFORM * ((target - decoded) ** 2).mean() / power
+def _reconstruction_loss(recipe: Recipe, target: jax.Array, decoded: jax.Array, power: jax.Array) -> jax.Array:
+    """Multi-resolution STFT loss (Yamamoto et al. 2020, "Parallel WaveGAN"), and the waveform itself."""
+    error = (target - decoded) ** 2
+    if recipe.relative:
+        loss = recipe.waveform * (error.mean(axis=-1) / ((target**2).mean(axis=-1) + _SOFTEST * power)).mean()
+    else:
+        loss = recipe.waveform * error.mean() / power
     for window, hop in _STFTS:
         if window > target.shape[-1]:
             continue
@@ -202,10 +231,10 @@ def _stft_magnitudes(waveform: jax.Array, window: int, hop: int) -> jax.Array:
     return jnp.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9) / (window / 2)
 
 
-def _sounding_latents(params: Params, waveforms: np.ndarray, seed: int) -> np.ndarray:
+def _sounding_latents(functions: Functions, params: Params, waveforms: np.ndarray, seed: int) -> np.ndarray:
     """Latents [n, Z] of frames that sound: silence is most of a clip and would draw most of the entries."""
     clips = waveforms[np.abs(waveforms).max(axis=1) > _SILENCE][:_KMEANS_CLIPS]
-    compiled = jax.jit(lambda clips: embed(params, silent_frame(len(clips)), clips)[1])
+    compiled = jax.jit(lambda clips: functions.embed(params, silent_frame(len(clips)), clips)[1])
     latents = np.concatenate([np.asarray(compiled(clips[i : i + 16])) for i in range(0, len(clips), 16)])
     sounding = np.abs(clips).reshape(len(clips), -1, HOP_LENGTH).max(axis=-1) > _SILENCE
     points = latents[sounding]
@@ -213,11 +242,11 @@ def _sounding_latents(params: Params, waveforms: np.ndarray, seed: int) -> np.nd
     return points[order]
 
 
-def _calibrated(state: FitState, waveforms: np.ndarray) -> FittedCodec:
+def _calibrated(design: type[FittedCodec], state: FitState, waveforms: np.ndarray) -> FittedCodec:
     """The codec with the gain that restores the level: a log-spectral loss settles a little below it."""
     entries = np.asarray(state.books.entries)
     clips = waveforms[np.abs(waveforms).max(axis=1) > _SILENCE][:_GAIN_CLIPS]
-    plain = FittedCodec(state.params, entries, gain=1.0)
+    plain = design(state.params, entries, gain=1.0)
     decoded = plain.decode(plain.encode(clips))
     gain = float(np.sqrt((clips.astype(np.float64) ** 2).sum() / max((decoded.astype(np.float64) ** 2).sum(), 1e-9)))
-    return FittedCodec(state.params, entries, gain)
+    return design(state.params, entries, gain)

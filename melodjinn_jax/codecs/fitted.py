@@ -6,8 +6,11 @@ small network to cosine amplitudes on a curve that makes loud and soft alike to 
 into the next frame. It is judged by what is heard through it, not by its signal-to-noise ratio: mostly free of phase.
 """
 
+import functools
 import itertools
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +26,15 @@ TAIL = 64  # samples of a frame's sound that overlap the next frame
 CONTEXT = 5  # past frames that the decoder sees
 _WIDTH = 128
 _LEVELS = 16  # short-time levels per frame
-_NUM_FEATURES = HOP_LENGTH + 2 * _LEVELS
+NUM_FEATURES = HOP_LENGTH + 2 * _LEVELS
 MAX_EXPONENT = 8.0
 _SECONDS_AT_ONCE = 20
 
 Params = dict[str, list[dict[str, jax.Array]]]
-"""Layers of `encoder` and `decoder`, each with a kernel [in, out] and a bias [out]."""
+"""Layers of `encoder`, `decoder` and whatever else a design has, each with a kernel [in, out] and a bias [out]."""
 
 
-def _cosines(length: int, count: int) -> np.ndarray:
+def cosines(length: int, count: int) -> np.ndarray:
     """`count` orthonormal cosines of half-integer frequencies, as in the MDCT, [length, count]."""
     time = np.arange(length)[:, None] + 0.5
     return np.sqrt(2 / length) * np.cos(np.pi / length * time * (np.arange(count) + 0.5))
@@ -42,7 +45,7 @@ def _analysis_basis() -> np.ndarray:
     window = np.ones(2 * HOP_LENGTH)
     window[:HOP_LENGTH] = np.sin(np.pi / 2 * (np.arange(HOP_LENGTH) + 0.5) / HOP_LENGTH) ** 2
     window[-32:] = 0.5 + 0.5 * np.cos(np.pi / 2 * (np.arange(32) + 0.5) / 32)
-    return (_cosines(2 * HOP_LENGTH, HOP_LENGTH) * window[:, None]).astype(np.float32)
+    return (cosines(2 * HOP_LENGTH, HOP_LENGTH) * window[:, None]).astype(np.float32)
 
 
 def _synthesis_basis() -> np.ndarray:
@@ -50,7 +53,7 @@ def _synthesis_basis() -> np.ndarray:
     length = HOP_LENGTH + TAIL
     fade = np.sin(np.pi / 2 * (np.arange(TAIL) + 0.5) / TAIL) ** 2
     window = np.concatenate([fade, np.ones(length - 2 * TAIL), fade[::-1]])
-    return (_cosines(length, HOP_LENGTH) * window[:, None]).astype(np.float32)
+    return (cosines(length, HOP_LENGTH) * window[:, None]).astype(np.float32)
 
 
 _ANALYSIS = _analysis_basis()
@@ -58,15 +61,21 @@ SYNTHESIS = _synthesis_basis()
 
 
 def initial_params(key: jax.Array) -> Params:
+    """Networks before the fit."""
     sizes = {
-        "encoder": (_NUM_FEATURES, _WIDTH, _WIDTH, LATENT_DIM),
+        "encoder": (NUM_FEATURES, _WIDTH, _WIDTH, LATENT_DIM),
         "decoder": (LATENT_DIM * (CONTEXT + 1), _WIDTH, _WIDTH, _WIDTH, HOP_LENGTH),
     }
+    return initial_networks(key, sizes, first_exponents=0.3)
+
+
+def initial_networks(key: jax.Array, sizes: dict[str, tuple[int, ...]], first_exponents: float) -> Params:
+    """Networks with layers of these widths; what the decoder says at first is of the size `first_exponents`."""
     params: Params = {}
     for name, widths in sizes.items():
         *hidden, last = itertools.pairwise(widths)
         # Small first amplitudes: they are exponents of the sound.
-        scales = [1.0] * len(hidden) + [0.3 if name == "decoder" else 1.0]
+        scales = [1.0] * len(hidden) + [first_exponents if name == "decoder" else 1.0]
         params[name] = []
         for (fan_in, fan_out), scale in zip([*hidden, last], scales, strict=True):
             key, layer_key = jax.random.split(key)
@@ -75,7 +84,7 @@ def initial_params(key: jax.Array) -> Params:
     return params
 
 
-def _network(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
+def network(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
     """Residual layers between a first and a last one; zero goes to zero, so that silence stays silence."""
 
     def apply(x: jax.Array) -> jax.Array:
@@ -88,7 +97,7 @@ def _network(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:
     return apply(x) - apply(jnp.zeros((1, x.shape[-1])))
 
 
-def _features(frames: jax.Array, past: jax.Array) -> jax.Array:
+def features(frames: jax.Array, past: jax.Array) -> jax.Array:
     """What the encoder sees, [B, F, features], of frames [B, F, H] and the ones before each; zero for silence."""
     spectrum = jnp.concatenate([past, frames], axis=-1) @ _ANALYSIS
     slope = jnp.diff(frames, axis=-1, prepend=past[..., -1:])  # the levels of what is high in pitch
@@ -113,52 +122,80 @@ def silent_frame(batch: int) -> jax.Array:
     return jnp.zeros((batch, 1, HOP_LENGTH))
 
 
-def silent_past(batch: int) -> Sounding:
+def silent_past(batch: int, context: int = CONTEXT, latent_dim: int = LATENT_DIM) -> Sounding:
     """The state of a decoder before the first frame."""
-    return Sounding(jnp.zeros((batch, CONTEXT, LATENT_DIM)), jnp.zeros((batch, 1, TAIL)))
+    return Sounding(jnp.zeros((batch, context, latent_dim)), jnp.zeros((batch, 1, TAIL)))
 
 
 def embed(params: Params, last: jax.Array, waveform: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The last frame, and latents [B, F, Z] of a waveform [B, F * H] that follows the frame `last` [B, 1, H]."""
     frames = waveform.reshape(waveform.shape[0], -1, HOP_LENGTH)
     past = jnp.concatenate([last, frames[:, :-1]], axis=1)
-    return frames[:, -1:], _network(params["encoder"], _features(frames, past))
+    return frames[:, -1:], network(params["encoder"], features(frames, past))
 
 
 def synthesize(params: Params, past: Sounding, latents: jax.Array) -> tuple[Sounding, jax.Array]:
     """The new past, and the waveform [B, F * H] of latents [B, F, Z] that follow `past`."""
-    B, F, _ = latents.shape
-    known = jnp.concatenate([past.latents, latents], axis=1)
-    seen = [known[:, CONTEXT - age : CONTEXT - age + F] for age in range(CONTEXT + 1)]
-    exponents = _network(params["decoder"], jnp.concatenate(seen, axis=-1))
-    amplitudes = jnp.sinh(jnp.clip(exponents, -MAX_EXPONENT, MAX_EXPONENT)) / 10
+    kept, seen = with_past(past.latents, latents)
+    tail, waveform = overlap_add(past.tail, amplitudes(network(params["decoder"], seen)))
+    return Sounding(kept, tail), waveform
+
+
+def with_past(past: jax.Array, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The new past [B, C, Z], and latents [B, F, Z] each followed by the C before it, [B, F, (C + 1) * Z]."""
+    context, F = past.shape[1], latents.shape[1]
+    known = jnp.concatenate([past, latents], axis=1)
+    seen = [known[:, context - age : context - age + F] for age in range(context + 1)]
+    return known[:, F:], jnp.concatenate(seen, axis=-1)
+
+
+def amplitudes(exponents: jax.Array) -> jax.Array:
+    """Loud and soft alike: about linear below 1, exponential above, either sign."""
+    return jnp.sinh(jnp.clip(exponents, -MAX_EXPONENT, MAX_EXPONENT)) / 10
+
+
+def overlap_add(tail: jax.Array, amplitudes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The new tail [B, 1, T], and the waveform [B, F * H] of cosine amplitudes [B, F, H] after the tail before."""
+    B, F, _ = amplitudes.shape
     sound = amplitudes @ SYNTHESIS.T
-    tails = jnp.concatenate([past.tail, sound[..., HOP_LENGTH:]], axis=1)
+    tails = jnp.concatenate([tail, sound[..., HOP_LENGTH:]], axis=1)
     overlap = jnp.pad(tails[:, :-1], ((0, 0), (0, 0), (0, HOP_LENGTH - TAIL)))
-    return Sounding(known[:, F:], tails[:, -1:]), (sound[..., :HOP_LENGTH] + overlap).reshape(B, F * HOP_LENGTH)
+    return tails[:, -1:], (sound[..., :HOP_LENGTH] + overlap).reshape(B, F * HOP_LENGTH)
 
 
-@jax.jit
-def _encode(params: Params, entries: jax.Array, last: jax.Array, waveform: jax.Array) -> tuple[jax.Array, jax.Array]:
-    last, latents = embed(params, last, waveform)
+class Functions(NamedTuple):
+    """What a design of fitted codec computes; pure functions."""
+
+    embed: Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    synthesize: Callable[[Params, Sounding, jax.Array], tuple[Sounding, jax.Array]]
+    silent_past: Callable[[int], Sounding]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(
+    functions: Functions, params: Params, entries: jax.Array, last: jax.Array, waveform: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    last, latents = functions.embed(params, last, waveform)
     return last, quantize(entries, latents)[1]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
 def _decode(
-    params: Params, entries: jax.Array, gain: jax.Array, past: Sounding, codes: jax.Array
+    functions: Functions, params: Params, entries: jax.Array, gain: jax.Array, past: Sounding, codes: jax.Array
 ) -> tuple[Sounding, jax.Array]:
-    past, waveform = synthesize(params, past, lookup(entries, codes))
+    past, waveform = functions.synthesize(params, past, lookup(entries, codes))
     return past, gain * waveform
 
 
 class FittedCodec(Codec):
     """The codec that `fit_codec` makes: its networks, its codebooks [Q, K, Z] and an output gain.
 
-    Silence has the code 0 in every codebook, and these codes decode to silence.
+    This is the design for drums; another design is a subclass with functions of its own. Silence has the code 0 in
+    every codebook, and these codes decode to silence.
     """
 
     kind = "fitted"
+    functions: ClassVar[Functions] = Functions(embed, synthesize, silent_past)
     sample_rate = SAMPLE_RATE
     hop_length = HOP_LENGTH
     start_frames = 1
@@ -183,20 +220,20 @@ class FittedCodec(Codec):
 
     @classmethod
     def from_arrays(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> "FittedCodec":
-        params: Params = {"encoder": [], "decoder": []}
-        for name, layers in params.items():
-            while f"{name}.{len(layers)}.kernel" in arrays:
-                prefix = f"{name}.{len(layers)}"
-                layers.append({part: jnp.asarray(arrays[f"{prefix}.{part}"]) for part in ("kernel", "bias")})
+        layers: dict[str, dict[int, dict[str, jax.Array]]] = defaultdict(lambda: defaultdict(dict))
+        for name in arrays.keys() - {"codebooks", "gain"}:
+            network_name, index, part = name.split(".")
+            layers[network_name][int(index)][part] = jnp.asarray(arrays[name])
+        params = {name: [of[index] for index in sorted(of)] for name, of in layers.items()}
         return cls(params, arrays["codebooks"], float(arrays["gain"]))
 
     def initial_state(self, batch: int) -> CodecState:
-        return CodecState(silent_frame(batch), silent_past(batch))
+        return CodecState(silent_frame(batch), self.functions.silent_past(batch))
 
     def encode_chunk(self, state: CodecState, waveform: jax.Array) -> tuple[CodecState, jax.Array]:
-        last, codes = _encode(self._params, self._entries, state.encoder, waveform)
+        last, codes = _encode(self.functions, self._params, self._entries, state.encoder, waveform)
         return state._replace(encoder=last), codes
 
     def decode_chunk(self, state: CodecState, codes: jax.Array) -> tuple[CodecState, jax.Array]:
-        past, waveform = _decode(self._params, self._entries, self._gain, state.decoder, codes)
+        past, waveform = _decode(self.functions, self._params, self._entries, self._gain, state.decoder, codes)
         return state._replace(decoder=past), waveform

@@ -85,7 +85,8 @@ def write_array_record(file: Path, contents: Iterable[bytes]) -> tuple[int, int]
     """
     partial = file.with_name(f".{file.name}.partial")
     count, num_bytes = 0, 0
-    writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
+    with _os_errors(file):
+        writer = ArrayRecordWriter(str(partial), _WRITER_OPTIONS)
     for data in contents:
         with _os_errors(file):
             writer.write(data)

@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 import soundfile
 
-from melodjinn_jax.codecs import Codec, EncodecCodec, fit_codec
+from melodjinn_jax.codecs import Codec, EncodecCodec, MusicCodec, fit_codec
 from melodjinn_jax.codecs.encodec.codec import BANDWIDTHS
-from melodjinn_jax.codecs.fit import check_settings
 from melodjinn_jax.config import CodecConfig
 from melodjinn_jax.data.audio import HOP_LENGTH, to_float32
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest.decide import Kept
 from melodjinn_jax.ingest.scan import SILENT_PEAK, audio_file
+from melodjinn_jax.validation import check_codec
 
 CodecName = Literal["fitted", "encodec_24khz"]
 _FIT_CLIPS = 512
@@ -33,14 +33,14 @@ class CodecOptions:
     """kbps of EnCodec: 1.5, 3, 6, 12 or 24."""
     codec_weights: str = ""
     """Safetensors file with EnCodec's published weights; empty: from the Hub."""
-    fit: CodecConfig = field(default_factory=CodecConfig)
-    """The fitted codec."""
+    fit: CodecConfig = field(default_factory=lambda: CodecConfig(codebook_size=1024, num_codebooks=4, steps=400))
+    """The fitted codec; at first the rate of EnCodec at 3 kbps."""
 
 
 def check_options(options: CodecOptions) -> None:
     """Raise `UserError` for options that cannot work, before any recording is touched."""
     if options.codec == "fitted":
-        check_settings(options.fit, "--fit")
+        check_codec(options.fit, "--fit")
         if options.codec_weights:
             raise UserError("--codec-weights is of no use to --codec fitted: give --codec encodec_24khz with it")
     elif options.bandwidth not in BANDWIDTHS:
@@ -61,7 +61,7 @@ def make_codec(options: CodecOptions, train: Sequence[Kept], folder: Path, progr
       UserError: the settings cannot work, or the weights cannot be had.
     """
     if options.codec == "fitted":
-        return fit_codec(_sample(train, folder, options.fit.seed), options.fit, progress)
+        return fit_codec(_sample(train, folder, options.fit.seed), options.fit, progress, MusicCodec)
     return EncodecCodec.from_published(options.bandwidth, options.codec_weights or None)
 
 

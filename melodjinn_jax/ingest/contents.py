@@ -87,9 +87,12 @@ def _read_summary(dataset: Dataset) -> dict[str, Any]:
 
 
 def _shares(dataset: Dataset, chunks: int) -> dict[str, int]:
-    """Half of the chunks are of the training split."""
+    """Half of the chunks are of the training split, one at least if there are any to give."""
     others = max(1, len(dataset.info.records) - 1)
-    return {split: chunks // 2 if split == "train" else -(-chunks // 2) // others for split in dataset.info.records}
+    of_train = max(chunks // 2, min(chunks, 1))
+    return {
+        split: of_train if split == "train" else -(-(chunks - of_train) // others) for split in dataset.info.records
+    }
 
 
 def _chunks(dataset: Dataset, codec: Codec, split: str, count: int) -> Iterable[Chunk]:

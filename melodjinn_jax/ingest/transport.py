@@ -115,6 +115,11 @@ def request(session: requests.Session, url: str, headers: dict[str, str]) -> Ite
 
 def _not_connected(error: requests.RequestException) -> TransientError:
     cause = getattr(error.args[0], "reason", None) if error.args else None
+    if isinstance(error, requests.exceptions.SSLError):
+        said = " ".join(str(cause or error).split())
+        return TransientError(f"no secure connection, {said}: check certificates and the clock", whole_host=True)
+    if isinstance(error, requests.exceptions.ProxyError):
+        return TransientError("the proxy lets nothing through: check HTTPS_PROXY and NO_PROXY", whole_host=True)
     if isinstance(cause, urllib3.exceptions.NameResolutionError):
         return TransientError("its name is unknown here", whole_host=True)
     if isinstance(cause, urllib3.exceptions.NewConnectionError) or isinstance(error, requests.ConnectTimeout):
