@@ -55,7 +55,7 @@ parse_options() {
           spot=true
           continue
         fi
-        [ $# -gt 0 ] || fail "$flag: its value is missing"
+        [[ $# -gt 0 && $1 != -- ]] || fail "$flag: its value is missing"
         flag=${flag#--}
         printf -v "${flag//-/_}" '%s' "$1"
         shift

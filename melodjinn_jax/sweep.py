@@ -29,7 +29,7 @@ class SweepArguments:
     launcher: LauncherName = "local"
     """Where the runs are trained."""
     launcher_options: str = ""
-    """Options for the launcher's script in launch/, as one string: "--partition gpu --nodes 2"."""
+    """Options for the launcher's script in launch/, as one string: --launcher-options="--partition gpu --nodes 2"."""
     jobs: int = 1
     """Runs at a time."""
     retries: int = 2

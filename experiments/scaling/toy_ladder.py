@@ -2,9 +2,9 @@
 
     python -m melodjinn_jax.sweep --sweep experiments/scaling/toy_ladder.py --workdir runs/toy_ladder
 
-One LAM labels 44 minutes of drums. On its labels, dynamics models of 54k to 383k parameters train for one to four
-lengths, and one of 823k for longer, which the fits do not see; LAMs of five sizes train on the sound. About 20 runs of
-some seconds each, held-out losses only. docs/sweeps.md has the results and what they cost.
+One LAM labels 44 minutes of drums. On its labels, dynamics models of 54k to 384k parameters train for different
+lengths; two more, at more than twice the compute of any of them, are kept out of the fits. LAMs of five sizes train on
+the sound, the largest kept out. Held-out losses only. docs/sweeps.md has the results and what they cost.
 """
 
 from melodjinn_jax.config import (
@@ -22,14 +22,16 @@ from melodjinn_jax.sweeping.plan import Sweep, SweepRun, override
 
 # Width and, with 3 layers and 4 heads, about so many parameters.
 SIZES = {"50k": 32, "100k": 48, "200k": 64, "400k": 96, "800k": 144}
-# Of those lengths that cost about as much on any size, each size gets the one that its size asks for, and some others.
+# Steps of 768 tokens: short runs of all sizes tell what size is worth, long ones of small models what data is.
 STEPS = {
-    "50k": (200, 400, 800),
-    "100k": (280, 560),
-    "200k": (200, 400, 800),
+    "50k": (200, 400, 800, 1600),
+    "100k": (280, 560, 1600),
+    "200k": (200, 400, 800, 3200),
     "400k": (280, 560),
     "800k": (600,),
 }
+# Each has more than twice the compute of any other run; one is larger than those, the other has seen more data.
+HELD_OUT = ("800k-600", "200k-3200", "lam-450k")
 LAM_SIZES = {"lam-30k": 24, "lam-50k": 32, "lam-120k": 48, "lam-200k": 64, "lam-450k": 96}
 LAM_STEPS = 300
 
@@ -56,9 +58,9 @@ def get_sweep(workdir: str) -> Sweep:
     for size, lengths in STEPS.items():
         for steps in lengths:
             config = dynamics_config(on_dataset, SIZES[size], steps)
-            runs.append(SweepRun(f"{size}-{steps}", config, is_held_out=size == "800k"))
+            runs.append(SweepRun(f"{size}-{steps}", config, is_held_out=f"{size}-{steps}" in HELD_OUT))
     for name, dim in LAM_SIZES.items():
-        runs.append(SweepRun(name, lam_config(on_dataset, dim), "lam", is_held_out=name == "lam-450k"))
+        runs.append(SweepRun(name, lam_config(on_dataset, dim), "lam", is_held_out=name in HELD_OUT))
     return Sweep("toy-ladder", tuple(runs), labeller)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 EXPONENTS = (0.02, 2.0)
 _GRID = {1: 120, 2: 36}
-REPLICATES = 400
+_REFINEMENTS = 3
+REPLICATES = 200
 CONFIDENCE = 0.9
 
 
@@ -51,31 +52,39 @@ def fit_power_law(x: np.ndarray, losses: np.ndarray) -> PowerLaw:
       losses: [n].
     """
     references = np.exp(np.log(x).mean(axis=0))
-    grid = [np.geomspace(*EXPONENTS, _GRID[x.shape[1]])] * x.shape[1]
-    _, exponents = _search(x / references, losses[None], grid)
-    # Once more, finer, between the neighbours of the best.
-    finer = [
-        np.clip(np.geomspace(best * axis[0] / axis[1], best * axis[1] / axis[0], 25), *EXPONENTS)
-        for best, axis in zip(exponents[0], grid, strict=True)
-    ]
-    coefficients, exponents = _search(x / references, losses[None], finer)
-    return _law(coefficients[0], exponents[0], references)
+    coefficients, exponents = _search(x / references, losses[None], _grid(x.shape[1]))
+    return _refine(x / references, losses, _law(coefficients[0], exponents[0], references))
 
 
 def bootstrap(x: np.ndarray, losses: np.ndarray, law: PowerLaw, replicates: int = REPLICATES) -> list[PowerLaw]:
-    """Laws of resampled residuals, whose spread is the uncertainty of a fit.
+    """Laws of the same runs with other noise, whose spread is the uncertainty of a fit.
 
-    The runs of a ladder are chosen, not drawn, and few: runs drawn with repetition often would not hold a law at all.
-    Residuals are enlarged for the freedom that the fit has already used.
+    The noise is normal, of a variance drawn from what the residuals say of it. The runs of a ladder are chosen, not
+    drawn, and few: runs drawn with repetition would often not hold a law at all, and residuals are too few to draw.
     """
     n, k = x.shape
     predicted = law(x)
-    residuals = (losses - predicted) * np.sqrt(n / max(n - (2 * k + 1), 1))
-    drawn = np.random.default_rng(0).choice(residuals - residuals.mean(), (replicates, n))
+    rng, freedom = np.random.default_rng(0), max(n - (2 * k + 1), 1)
+    scale = np.sqrt(np.sum((losses - predicted) ** 2) / rng.chisquare(freedom, (replicates, 1)))
+    drawn = predicted + scale * rng.normal(size=(replicates, n))
     references = np.asarray(law.references)
-    grid = [np.geomspace(*EXPONENTS, _GRID[k])] * k
-    coefficients, exponents = _search(x / references, predicted + drawn, grid)
-    return [_law(c, e, references) for c, e in zip(coefficients, exponents, strict=True)]
+    coarse = zip(*_search(x / references, drawn, _grid(k)), strict=True)
+    return [_refine(x / references, one, _law(*found, references)) for one, found in zip(drawn, coarse, strict=True)]
+
+
+def _refine(x: np.ndarray, losses: np.ndarray, law: PowerLaw) -> PowerLaw:
+    """The law of exponents between those of the grid; `x` [n, k] in units of the law's references."""
+    step = (EXPONENTS[1] / EXPONENTS[0]) ** (1 / (_GRID[x.shape[1]] - 1))
+    for _ in range(_REFINEMENTS):
+        axes = [np.clip(best * np.geomspace(1 / step, step, 9), *EXPONENTS) for best in law.exponents]
+        coefficients, exponents = _search(x, losses[None], axes)
+        law = _law(coefficients[0], exponents[0], np.asarray(law.references))
+        step **= 0.25
+    return law
+
+
+def _grid(k: int) -> list[np.ndarray]:
+    return [np.geomspace(*EXPONENTS, _GRID[k])] * k
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -92,21 +101,23 @@ def _law(coefficients: np.ndarray, exponents: np.ndarray, references: np.ndarray
 
 def _search(x: np.ndarray, losses: np.ndarray, grid: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """For losses [r, n] at variables x [n, k], the coefficients [r, 1 + k] and exponents [r, k] of least squares."""
-    r, (n, k) = len(losses), x.shape
-    best = np.full(r, np.inf)
-    coefficients, chosen = np.zeros((r, 1 + k)), np.zeros((r, k))
-    columns = range(1 + k)
+    r, k = len(losses), x.shape[1]
+    exponents = np.array(list(itertools.product(*grid)))
+    powers = x ** -exponents[:, None]
+    designs = np.concatenate([np.ones((*powers.shape[:2], 1)), powers], axis=2)
+    best, coefficients, chosen = np.full(r, np.inf), np.zeros((r, 1 + k)), np.zeros((r, k))
     # Least squares without negative coefficients is plain least squares on some of the columns: all are tried.
-    subsets = [list(s) for size in columns for s in itertools.combinations(columns, size + 1)]
-    for exponents in itertools.product(*grid):
-        design = np.concatenate([np.ones((n, 1)), x ** -np.asarray(exponents)], axis=1)
-        for subset in subsets:
-            part = design[:, subset]
-            solved = losses @ np.linalg.pinv(part).T
-            errors = np.sum((solved @ part.T - losses) ** 2, axis=1)
-            better = (solved >= 0).all(axis=1) & (errors < best)
-            best[better] = errors[better]
+    for size in range(1, k + 2):
+        for subset in itertools.combinations(range(1 + k), size):
+            parts = designs[:, :, subset]
+            solved = losses @ np.linalg.pinv(parts).swapaxes(1, 2)
+            errors = np.sum((solved @ parts.swapaxes(1, 2) - losses) ** 2, axis=2)
+            errors[(solved < 0).any(axis=2)] = np.inf
+            winner = np.argmin(errors, axis=0)
+            better = np.flatnonzero(errors[winner, range(r)] < best)
+            winner = winner[better]
+            best[better] = errors[winner, better]
             coefficients[better] = 0
-            coefficients[np.ix_(better, subset)] = solved[better]
-            chosen[better] = exponents
+            coefficients[np.ix_(better, subset)] = solved[winner, better]
+            chosen[better] = exponents[winner]
     return coefficients, chosen
