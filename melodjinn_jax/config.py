@@ -218,6 +218,8 @@ class EvaluationConfig:
     """Presses of each key in the all-keys test; only of the drum world."""
     temperature: float = 0.5
     """Temperature of the measures under `sampled`; the others are greedy."""
+    generate: bool = True
+    """Generate, and measure what is heard; false: only the losses on held-out clips, which is soon done."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.data.mixture import Mixture
 from melodjinn_jax.data.prepare import hits_of, load_one_shots
 from melodjinn_jax.errors import UserError, reports_user_errors
+from melodjinn_jax.evaluation.losses import held_out_losses
 from melodjinn_jax.evaluation.music import evaluate_music, load_held_out_music
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector
 from melodjinn_jax.evaluation.report import write_report
@@ -38,13 +39,19 @@ class EvaluateArguments:
 def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     """Evaluate the newest checkpoint of a work directory; returns what `eval.json` holds.
 
+    With `config.generate` false there are neither samples nor a report.
+
     Raises:
       UserError: the run cannot be loaded or the results cannot be written.
     """
     run = load_run(path)
     print(f"evaluating step {run.step} on {config.clips} clips of the {config.split} split", file=sys.stderr)
     data = run.open_data()
-    measures, example = (_measure_music if run.config.data.datasets else _measure_drums)(run, data, config)
+    example: dict[str, Any] | None = None
+    if config.generate:
+        measures, example = (_measure_music if run.config.data.datasets else _measure_drums)(run, data, config)
+    else:
+        measures = _measure_losses(run, data, config)
     results = {
         "step": run.step,
         "phase": str(run.record.phase),
@@ -57,9 +64,13 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     }
     try:
         write_atomically(run.workdir.evaluation, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
-        (write_music_samples if run.config.data.datasets else write_samples)(run, example, results)
+        if example is not None:
+            (write_music_samples if run.config.data.datasets else write_samples)(run, example, results)
     except OSError as error:
         raise UserError(f"the evaluation cannot be written to {path}: {error.strerror}") from error
+    if example is None:
+        print(f"wrote {run.workdir.evaluation}", file=sys.stderr)
+        return results
     write_report(run.workdir)
     print(f"wrote {run.workdir.evaluation} and {run.workdir.report}", file=sys.stderr)
     return results
@@ -77,6 +88,11 @@ def _measure_drums(run: Run, data: Mixture, config: EvaluationConfig) -> tuple[d
 def _measure_music(run: Run, data: Mixture, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     check_held_out(data, config, run.action_space.stride)
     return evaluate_music(run, load_held_out_music(run, data, config), config)
+
+
+def _measure_losses(run: Run, data: Mixture, config: EvaluationConfig) -> dict[str, Any]:
+    check_held_out(data, config, run.action_space.stride)
+    return held_out_losses(run, data, config)
 
 
 def load_held_out(dataset: Dataset, config: EvaluationConfig) -> HeldOut:

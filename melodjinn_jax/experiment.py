@@ -13,34 +13,52 @@ import tyro
 
 from melodjinn_jax.config import Config
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.training.workdir import load_config
 from melodjinn_jax.validation import check_config
+
+Result = TypeVar("Result")
 
 
 def load_experiment(path: str) -> Config:
-    """The `Config` of an experiment file.
+    """The `Config` of an experiment file, or of the `config.json` in a run's work directory.
 
     Raises:
       UserError: no such file, it cannot be run, or its `get_config()` is missing or returns something else.
     """
     file = Path(path)
+    if file.name == "config.json" and file.is_file():
+        return load_config(file.parent)
+    return call_in_file("--config", path, "get_config", Config)
+
+
+def call_in_file(flag: str, path: str, function: str, kind: type[Result], *arguments: object) -> Result:
+    """What a function of a Python file returns, which must be a `kind`; `flag` names the file in messages.
+
+    Raises:
+      UserError: no such file, it cannot be run, or the function is missing or returns something else.
+    """
+    file = Path(path)
     if not file.is_file():
-        raise UserError(f"--config {path}: no such file")
+        raise UserError(f"{flag} {path}: no such file")
     spec = importlib.util.spec_from_file_location("melodjinn_experiment", file)
     if spec is None or spec.loader is None:
-        raise UserError(f"--config {path}: not a Python file (its name must end in .py)")
+        raise UserError(f"{flag} {path}: not a Python file (its name must end in .py)")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config() if callable(getattr(module, "get_config", None)) else None
+        is_there = callable(getattr(module, function, None))
+        result = getattr(module, function)(*arguments) if is_there else None
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"--config {path}: cannot be run ({type(error).__name__}: {' '.join(str(error).split())})"
+            f"{flag} {path}: cannot be run ({type(error).__name__}: {' '.join(str(error).split())})"
         ) from error
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError(f"--config {path}: it defines no get_config()")
-    if not isinstance(config, Config):
-        raise UserError(f"--config {path}: get_config() must return a melodjinn_jax.config.Config")
-    return config
+    if not is_there:
+        raise UserError(f"{flag} {path}: it defines no {function}()")
+    if not isinstance(result, kind):
+        raise UserError(f"{flag} {path}: {function}() must return a {kind.__module__}.{kind.__name__}")
+    return result
 
 
 @dataclass(frozen=True)
@@ -79,20 +97,19 @@ Arguments = TypeVar("Arguments")
 
 
 def parse_arguments(
-    kind: type[Arguments], argv: list[str], *, prog: str, default: Any = None, flags: bool = False
+    kind: type[Arguments], argv: list[str], *, prog: str, default: Any = None, has_flags: bool = False
 ) -> Arguments:
     """`argv` as a dataclass of arguments; what is not understood becomes a `UserError` of one sentence.
 
-    With `flags`, truths are given as `--name` and `--no-name` instead of `--name true`.
+    A bool is given as `--name true`, or with `has_flags` as `--name` alone (`--no-name` where the default is true).
     """
+    booleans = tyro.conf.FlagCreatePairsOff if has_flags else tyro.conf.FlagConversionOff
     # Python's spelling of truth is not everybody's.
     argv = [re.sub(r"^(|--[^=]*=)(true|false)$", lambda m: m[1] + m[2].capitalize(), a) for a in argv]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            arguments: Arguments = tyro.cli(
-                kind, args=argv, prog=prog, default=default, config=() if flags else (tyro.conf.FlagConversionOff,)
-            )
+            arguments: Arguments = tyro.cli(kind, args=argv, prog=prog, default=default, config=(booleans,))
     except SystemExit as error:
         if error.code:
             raise UserError(_first_sentence(complaint.getvalue())) from error

@@ -91,7 +91,7 @@ def announce(arguments: PlayArguments, token: str, port: int) -> None:
 
 @reports_user_errors
 def main() -> None:
-    arguments = parse_arguments(PlayArguments, command_line(), prog="python -m melodjinn_jax.play", flags=True)
+    arguments = parse_arguments(PlayArguments, command_line(), prog="python -m melodjinn_jax.play", has_flags=True)
     check_arguments(arguments)
     try:
         from melodjinn_jax.live.server import LOCAL_HOSTS, Server, serve

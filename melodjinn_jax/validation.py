@@ -210,13 +210,14 @@ def _evaluation(config: Config) -> Checks:
     is_late = config.latent_actions.gradient != "dynamics" and not config.data.actions
     never_plays = is_late and config.training.steps <= starts
     yield (
-        config.runtime.evaluate and never_plays,
+        config.runtime.evaluate and evaluation.generate and never_plays,
         f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never play; "
-        "train longer, or set runtime.evaluate false",
+        "train longer, or set evaluation.generate or runtime.evaluate false",
     )
     yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
     yield from _at_least(evaluation, "evaluation", 0, "temperature")
-    yield from (_evaluation_of_music if config.data.datasets else _evaluation_of_drums)(config)
+    no_drums = config.data.datasets or not evaluation.generate
+    yield from (_evaluation_of_music if no_drums else _evaluation_of_drums)(config)
 
 
 def _evaluation_of_music(config: Config) -> Checks:

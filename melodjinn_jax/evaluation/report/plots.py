@@ -65,7 +65,7 @@ def waveform(
             shown = slice(start, start + int(loud[-1]) + 2)
             at = np.arange(bins)[shown] * (1000 / bins)
             outline = zip([*at, *at[::-1]], [*top[shown], *bottom[shown][::-1]], strict=True)
-            shapes.append(tag("path", class_=f"wave {color}", d=_polyline(outline) + "z"))
+            shapes.append(tag("path", class_=f"wave {color}", d=polyline(outline) + "z"))
     shapes += [_tick(mark, frames) for mark in marks]
     return _stretched(100, *shapes, class_="waveform", role="img", aria_label=label)
 
@@ -100,7 +100,7 @@ def roll(lanes: int, marks: Sequence[Mark], frames: float, label: str) -> Html:
     )
 
 
-def _polyline(points: Iterable[tuple[float, float]]) -> str:
+def polyline(points: Iterable[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
 
 
@@ -150,13 +150,13 @@ def curve(
     shapes += [_grid_line(y(tick), _short(tick)) for tick in ticks]
     shapes += [
         tag("text", _short(step), class_="mid", x=f"{x(step):.1f}", y=HEIGHT - 6)
-        for step in _ticks(0, last)[1:]
+        for step in ticks_within(0, last)[1:]
         if step <= last
     ]
     if threshold is not None:
         shapes.append(_grid_line(y(threshold), "", "threshold"))
     at = [(x(step), y(value)) for step, value in shown]
-    shapes.append(tag("path", class_="curve", d=_polyline(at)))
+    shapes.append(tag("path", class_="curve", d=polyline(at)))
     if len(at) == 1 or threshold is not None:
         shapes += [tag("circle", class_="point", cx=f"{left:.1f}", cy=f"{height:.1f}", r=2.5) for left, height in at]
     return tag("svg", *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", aria_label=label)
@@ -167,9 +167,9 @@ def _value_axis(values: Sequence[float], log: bool, top: float | None) -> tuple[
     scale: Callable[[float], float] = math.log10 if log else float
     if log:
         ends = min(values) / 1.3, max(values) * 1.3
-        ticks = _log_ticks(*ends)
+        ticks = log_ticks(*ends)
     else:
-        ticks = _ticks(min(0.0, *values), top or max(values))
+        ticks = ticks_within(min(0.0, *values), top or max(values))
         ends = ticks[0], ticks[-1]
     low, high = map(scale, ends)
     return ticks, lambda value: (scale(value) - low) / (high - low)
@@ -195,7 +195,7 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     return [(float(group[:, 0].mean()), float(group[:, 1].mean())) for group in groups]
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks_within(low: float, high: float) -> list[float]:
     """Three to six round numbers that cover a range."""
     span = high - low or abs(high) or 1.0
     rough = span / 4
@@ -205,7 +205,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [index * step for index in range(first, last + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten within a range; where these are too few, numbers between them; or just its ends."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5)):
