@@ -11,6 +11,7 @@ from melodjinn_jax.errors import UserError
 from melodjinn_jax.models.action_space import collapse_repeats
 from melodjinn_jax.models.latent_action import receptive_field
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
+from melodjinn_jax.training.state import Phase
 from melodjinn_jax.training.step import encode_codes
 
 MAX_ACTIONS = 1_000_000
@@ -47,6 +48,22 @@ def format_actions(keys: np.ndarray) -> str:
         if len(run):
             words.append(f"{run[0]}" if len(run) == 1 else f"{run[0]}x{len(run)}")
     return " ".join(words)
+
+
+def require_frozen(run: Run) -> None:
+    """Raise `UserError` unless the actions of a run are final."""
+    if run.record.phase is not Phase.FROZEN:
+        raise UserError(
+            f"--workdir {run.workdir.path} is in phase {run.record.phase}, and its actions may still change: "
+            "train it until they are frozen"
+        )
+
+
+def require_frozen_lam(run: Run) -> None:
+    """Raise `UserError` unless a run has a LAM whose actions are final."""
+    require_frozen(run)
+    if not run.has_lam:
+        raise UserError(f"--workdir {run.workdir.path} was trained on labels and has no LAM: give the run that has it")
 
 
 def extract_actions(run: Run, waveform: np.ndarray) -> np.ndarray:

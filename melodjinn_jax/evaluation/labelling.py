@@ -24,9 +24,8 @@ from melodjinn_jax.data.labels import (
 from melodjinn_jax.data.records import RecordSource
 from melodjinn_jax.data.writer import write_array_record
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.evaluation.actions import encode_track
+from melodjinn_jax.evaluation.actions import encode_track, require_frozen_lam
 from melodjinn_jax.training.run import Run, check_codec
-from melodjinn_jax.training.state import Phase
 
 LOCK = ".lock"
 
@@ -36,13 +35,7 @@ def label_dataset(run: Run, dataset: Dataset, progress: Callable[[str], None] = 
 
     Raises `UserError` if the run's actions are not frozen, its codec is another one, or they cannot be written.
     """
-    if run.record.phase is not Phase.FROZEN:
-        raise UserError(
-            f"--workdir {run.workdir.path} is in phase {run.record.phase}, and its actions may still change: "
-            "train it until they are frozen"
-        )
-    if not run.has_lam:
-        raise UserError(f"--workdir {run.workdir.path} was trained on labels and has no LAM: give the run that has it")
+    require_frozen_lam(run)
     check_codec(dataset, run.codec)
     folder = labels_folder(dataset, run.action_space)
     if (folder / MANIFEST).exists():

@@ -8,15 +8,13 @@ import numpy as np
 import optax
 
 from melodjinn_jax.codecs import Codec
+from melodjinn_jax.evaluation.descriptors import DECIBELS_PER_NEPER, SILENCE_DB
 from melodjinn_jax.evaluation.onsets import log_mel
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.training.state import Models, State
 
 FULL_SCALE = np.float32(32768)
-# What is fainter than this, in decibels of full scale, is silence to a listener.
-SILENCE_DB = -60.0
 FLOOR_DB = -120.0
-_DECIBELS_PER_NEPER = 10 / np.log(10)
 
 
 def cross_entropies(models: Models, state: State, codes: np.ndarray, keys: np.ndarray) -> dict[str, float]:
@@ -60,7 +58,7 @@ def logmel_correlation(truth: np.ndarray, generated: np.ndarray) -> float:
 def logmel_distance(truth: np.ndarray, generated: np.ndarray) -> float:
     """Root mean square difference of the log-mel spectrograms of clips [B, samples], in decibels."""
     difference = np.asarray(log_mel(truth)) - np.asarray(log_mel(generated))
-    return float(_DECIBELS_PER_NEPER * np.sqrt(np.mean(difference**2)))
+    return float(DECIBELS_PER_NEPER * np.sqrt(np.mean(difference**2)))
 
 
 def level(waveforms: np.ndarray, hop_length: int) -> tuple[float, float]:

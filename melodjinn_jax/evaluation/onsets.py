@@ -53,9 +53,7 @@ def mel_filters(sample_rate: int, fft_size: int, num_bands: int, lowest: float =
     return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
 
 
-def _mel_power(
-    waveform: jax.Array, sample_rate: int, window: int, hop: int, fft_size: int, num_bands: int
-) -> jax.Array:
+def mel_power(waveform: jax.Array, sample_rate: int, window: int, hop: int, fft_size: int, num_bands: int) -> jax.Array:
     """Power [..., T, bands]; column t is centred on sample t * hop."""
     padded = jnp.pad(waveform, [(0, 0)] * (waveform.ndim - 1) + [(window // 2, window // 2)])
     starts = np.arange(0, waveform.shape[-1], hop)
@@ -66,7 +64,7 @@ def _mel_power(
 @functools.partial(jax.jit, static_argnames=("sample_rate", "hop_length"))
 def log_mel(waveform: jax.Array, sample_rate: int = 24000, hop_length: int = 320) -> jax.Array:
     """Log-mel spectrogram float32 [..., samples / hop_length, 64] of a waveform [..., samples]."""
-    return jnp.log(_mel_power(waveform, sample_rate, 1024, hop_length, 1024, 64) + 1e-4)
+    return jnp.log(mel_power(waveform, sample_rate, 1024, hop_length, 1024, 64) + 1e-4)
 
 
 class OnsetDetector:
@@ -140,7 +138,7 @@ class OnsetDetector:
 def _magnitudes(waveform: jax.Array, sample_rate: int, hop: int) -> jax.Array:
     window = _WINDOW_HOPS * hop
     fft_size = 1 << (2 * window - 1).bit_length() - 1
-    return jnp.sqrt(_mel_power(waveform, sample_rate, window, hop, fft_size, _NUM_BANDS))
+    return jnp.sqrt(mel_power(waveform, sample_rate, window, hop, fft_size, _NUM_BANDS))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
