@@ -212,7 +212,8 @@ def main() -> int:
         f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, jax {jax.__version__}"
     )
     print(
-        "| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |\n|---|---|---|---|---|"
+        "| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |\n"
+        "|---|---|---|---|---|"
     )
     for size in arguments.sizes:
         contest = prepare(SIZES[size], arguments.batch_size)

@@ -18,11 +18,11 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from melodjinn_jax import export
-from melodjinn_jax.codecs import Codec, EncodecCodec, FittedCodec
+from melodjinn_jax.codecs import Codec, EncodecCodec, FittedCodec, MusicCodec, fit_codec
 from melodjinn_jax.codecs.base import read_codec_files
 from melodjinn_jax.codecs.encodec.weights import fold
 from melodjinn_jax.codecs.fitted import LATENT_DIM, initial_params
-from melodjinn_jax.config import DynamicsConfig
+from melodjinn_jax.config import CodecConfig, DynamicsConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.live.generator import sample
 from melodjinn_jax.live.onnx import runtime
@@ -201,6 +201,17 @@ def test_encodec_decodes_in_any_chunks_as_jax_does(encodec, chunks, first):
     ends = np.cumsum(lengths)
     parts = [player.decode(codes[end - length : end]) for end, length in zip(ends, lengths, strict=True)]
     np.testing.assert_allclose(np.concatenate(parts), expected[: 320 * ends[-1]], atol=1e-4)
+
+
+@pytest.mark.parametrize("design", [FittedCodec, MusicCodec])
+def test_fitted_codecs_decode_in_any_chunks_as_jax_does(design, tmp_path, rng):
+    clips = 0.3 * rng.normal(size=(4, 24 * 320)).astype(np.float32)
+    codec = fit_codec(clips, CodecConfig(codebook_size=SIZE, num_codebooks=CODEBOOKS, steps=2), design=design)
+    codec.save(tmp_path)
+    player = SoundPlayer(decoder_graph(codec, read_codec_files(tmp_path)[1]))
+    codes = rng.integers(0, SIZE, (20, CODEBOOKS))
+    parts = [player.decode(part) for part in np.split(codes, [1, 8, 9])]
+    np.testing.assert_allclose(np.concatenate(parts), codec.decode(codes[None])[0], atol=1e-5)
 
 
 def test_a_run_of_encodec_exports_whole(encodec, tmp_path):

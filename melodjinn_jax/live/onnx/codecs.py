@@ -13,7 +13,7 @@ import onnx
 from melodjinn_jax.codecs.base import Codec
 from melodjinn_jax.codecs.encodec import EncodecCodec
 from melodjinn_jax.codecs.encodec import model as encodec
-from melodjinn_jax.codecs.fitted import CONTEXT, HOP_LENGTH, LATENT_DIM, MAX_EXPONENT, SYNTHESIS, TAIL, FittedCodec
+from melodjinn_jax.codecs.fitted import HOP_LENGTH, MAX_EXPONENT, SYNTHESIS, TAIL, FittedCodec
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.live.onnx.graph import END, Graph, Weights
 
@@ -21,10 +21,12 @@ from melodjinn_jax.live.onnx.graph import END, Graph, Weights
 def decoder_graph(codec: Codec, arrays: dict[str, np.ndarray], weights: Weights = "float32") -> onnx.ModelProto:
     """The decoder of a codec whose saved arrays are `arrays`. Raises `UserError` for a kind that cannot be exported."""
     if isinstance(codec, FittedCodec):
-        return _fitted_graph(arrays, weights)
+        return _fitted_graph(codec.initial_state(1).decoder.latents.shape[1:], arrays, weights)
     if isinstance(codec, EncodecCodec):
         return _encodec_graph(arrays, weights)
-    raise UserError(f"a codec of the kind {codec.kind!r} cannot be exported: only fitted and encodec_24khz can")
+    raise UserError(
+        f"a codec of the kind {codec.kind!r} cannot be exported: only fitted, fitted_music and encodec_24khz can"
+    )
 
 
 def _lookup(g: Graph, codebooks: np.ndarray) -> str:
@@ -36,28 +38,37 @@ def _lookup(g: Graph, codebooks: np.ndarray) -> str:
     return g.op("ReduceSum", entries, g.constant([1], "int64"), keepdims=0)
 
 
-def _fitted_graph(arrays: dict[str, np.ndarray], weights: Weights) -> onnx.ModelProto:
-    g = Graph("decoder", weights)
-    known = g.op(
-        "Concat", g.input("past.latents", "float32", (CONTEXT, LATENT_DIM)), _lookup(g, arrays["codebooks"]), axis=0
-    )
+def _fitted_graph(past: tuple[int, int], arrays: dict[str, np.ndarray], weights: Weights) -> onnx.ModelProto:
+    """Both designs of the fitted codec, whose decoders keep latents [context, Z] of the shape `past`."""
+    g, context = Graph("decoder", weights), past[0]
+    latents = _lookup(g, arrays["codebooks"])
+    known = g.op("Concat", g.input("past.latents", "float32", past), latents, axis=0)
     # The slice of age a ends a frames before the end; both bounds count from there, for the number of frames is free.
-    seen = [g.slice(known, CONTEXT - age, -age if age else END, 0) for age in range(CONTEXT + 1)]
-    exponents = _fitted_network(g, arrays, g.op("Concat", *seen, axis=1))
+    seen = [g.slice(known, context - age, -age if age else END, 0) for age in range(context + 1)]
+    exponents = _fitted_network(g, arrays, g.op("Concat", *seen, axis=1), past[1] * (context + 1))
     exponents = g.op("Clip", exponents, g.constant(-MAX_EXPONENT), g.constant(MAX_EXPONENT))
-    scaled_basis = SYNTHESIS.T * (arrays["gain"] / 10)
-    sound = g.op("MatMul", g.op("Sinh", exponents), g.weight(scaled_basis))
+    amplitudes = g.op("Mul", g.op("Sinh", exponents), g.constant(0.1))
+    if "transform.1.kernel" in arrays:
+        amplitudes = g.op("Add", _wave(g, latents, arrays["transform.1.kernel"]), amplitudes)
+    sound = g.op("MatMul", amplitudes, g.weight(SYNTHESIS.T * arrays["gain"]))
     body, tail = g.split("Split", sound, g.constant([HOP_LENGTH, TAIL], "int64"), results=2, axis=1)
     tails = g.op("Concat", g.input("past.tail", "float32", (1, TAIL)), tail, axis=0)
     overlap = g.op("Pad", g.slice(tails, 0, -1, 0), g.constant([0, 0, 0, HOP_LENGTH - TAIL], "int64"))
     g.output("sound", g.reshape(g.op("Add", body, overlap), (-1,)), "float32", ("F * H",))
-    g.output("new_past.latents", g.slice(known, -CONTEXT, END, 0), "float32", (CONTEXT, LATENT_DIM))
+    g.output("new_past.latents", g.slice(known, -context, END, 0), "float32", past)
     g.output("new_past.tail", g.slice(tails, -1, END, 0), "float32", (1, TAIL))
     return g.model()
 
 
-def _fitted_network(g: Graph, arrays: dict[str, np.ndarray], x: str) -> str:
-    """The decoder's network on x [F, (context + 1) Z], less what it makes of zero, so that silence stays silence."""
+def _wave(g: Graph, latents: str, kernel: np.ndarray) -> str:
+    """The amplitudes [F, H] that music's latents state themselves, by a transform [wave, H]."""
+    wave = g.op("MatMul", g.slice(latents, 0, kernel.shape[0], 1), g.weight(kernel))
+    power = g.op("ReduceMean", g.op("Mul", wave, wave), g.constant([-1], "int64"))
+    return g.op("Mul", wave, g.op("Sqrt", g.op("Add", power, g.constant(1e-12))))
+
+
+def _fitted_network(g: Graph, arrays: dict[str, np.ndarray], x: str, width: int) -> str:
+    """The decoder's network on x [F, width], less what it makes of zero, so that silence stays silence."""
     layers: list[tuple[str, str]] = []
     while f"decoder.{len(layers)}.kernel" in arrays:
         prefix = f"decoder.{len(layers)}"
@@ -72,7 +83,7 @@ def _fitted_network(g: Graph, arrays: dict[str, np.ndarray], x: str) -> str:
             x = g.op("Add", x, active) if i else active
         return x
 
-    zero = g.constant(np.zeros((1, LATENT_DIM * (CONTEXT + 1))))
+    zero = g.constant(np.zeros((1, width)))
     return g.op("Sub", apply(x), apply(zero))
 
 
