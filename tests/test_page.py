@@ -134,7 +134,8 @@ def test_one_click_and_every_key_sounds(browser, site, hits):
     greeting = page.sound(0, report["at"])
     loud = np.abs(greeting) > 0.05
     onsets = [i for i in np.flatnonzero(loud) if not loud[max(0, i - 12 * HOP) : i].any()]
-    assert len(onsets) == len(hits)
+    # A gap may cut a hit in two on a busy machine: what counts is that every key was heard.
+    assert {nearest(greeting[max(0, i - 160) :][: hits.shape[1]], hits) for i in onsets} == set(range(len(hits)))
     assert not page.errors
     page.close()
 
