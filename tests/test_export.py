@@ -78,7 +78,7 @@ def graph_of(run: Run, weights="float32"):
 
 
 def player_of(run: Run) -> FramePlayer:
-    return FramePlayer(graph_of(run), run.config.dynamics, run.codec.num_codebooks, run.codec.codebook_size)
+    return FramePlayer(graph_of(run))
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +104,10 @@ def test_the_graphs_equal_jax_over_hundreds_of_frames(tmp_path, stride, dtype):
 @settings(max_examples=6)
 def test_strength_acts_as_in_jax_wherever_the_stream_stands(run, actions, start):
     player = player_of(run)
-    player.position = start * CODEBOOKS
+    player.position = start
     step = jitted_step(run)
     model = run.models.dynamics(run.state["dynamics"])
-    state = model.init_state(1)._replace(position=jnp.int32(player.position))
+    state = model.init_state(1)._replace(position=jnp.int32(start * CODEBOOKS))
     for action, strength in actions:
         codes, logits = player.play(action, strength=strength)
         state, expected = step(state, jnp.array([action]), jnp.float32([strength]), jnp.array(codes))
@@ -174,7 +174,7 @@ def test_smaller_weights_are_smaller_and_still_near(run):
     exact = player_of(run).play(1)[1]
     for weights in ("float32", "float16", "int8"):
         model = graph_of(run, weights)
-        player = FramePlayer(model, run.config.dynamics, CODEBOOKS, SIZE)
+        player = FramePlayer(model)
         sizes[weights] = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
         errors[weights] = np.abs(player.play(1, given=np.zeros(CODEBOOKS))[1][0] - exact[0]).max()
     assert sizes["int8"] < sizes["float16"] < sizes["float32"]

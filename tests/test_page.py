@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 SILENCE = 2e-3
 NULL_ACTION = 65535
 HIT_FRAMES = 12
+PLAYED_FRAMES = 251  # of what Python plays too: one length, compiled once
 
 
 def train_toy(workdir: Path) -> Path:
@@ -133,7 +134,8 @@ def test_one_click_and_every_key_sounds(browser, site, hits):
     greeting = page.sound(0, report["at"])
     loud = np.abs(greeting) > 0.05
     onsets = [i for i in np.flatnonzero(loud) if not loud[max(0, i - 12 * HOP) : i].any()]
-    assert len(onsets) == len(hits)
+    # A gap may cut a hit in two on a busy machine: what counts is that every key was heard.
+    assert {nearest(greeting[max(0, i - 160) :][: hits.shape[1]], hits) for i in onsets} == set(range(len(hits)))
     assert not page.errors
     page.close()
 
@@ -181,7 +183,7 @@ def full_scale(sound: np.ndarray) -> np.ndarray:
 
 def test_a_session_of_python_renders_in_the_page_as_in_python(run, playing, tmp_path):
     rng = np.random.default_rng(0)
-    keys = [int(rng.integers(1, 4)) if rng.random() < 0.1 else 0 for _ in range(150)]
+    keys = [int(rng.integers(1, 4)) if rng.random() < 0.1 else 0 for _ in range(PLAYED_FRAMES - 1)]
     codes, actions = performed(run, keys)
     codes[60:90] = rng.integers(0, run.codec.codebook_size, codes[60:90].shape)  # sounds that no model would play
     session = Session(instrument_of(run), Sampling(seed=3, temperature=0.0), codes, actions)
@@ -211,11 +213,12 @@ def test_what_the_page_played_is_what_python_would_have_played(run, playing):
     for key in "1322":
         playing.page.keyboard.press(key)
         playing.wait_until_heard(playing.report()["heard"] + 25)
+    playing.wait_until_heard(PLAYED_FRAMES + 1)
     saved, _ = Session.from_bytes(playing.download("#save"))
-    codes, actions = performed(run, [int(action) for action in saved.actions[1:]])
-    np.testing.assert_array_equal(saved.actions, actions)
-    assert sorted(saved.actions[saved.actions > 0][1:]) == [1, 2, 2, 3]
-    np.testing.assert_array_equal(saved.codes, codes)
+    codes, actions = performed(run, [int(action) for action in saved.actions[1:PLAYED_FRAMES]])
+    np.testing.assert_array_equal(saved.actions[:PLAYED_FRAMES], actions)
+    assert [action for action in saved.actions[1:] if action] == [1, 3, 2, 2]
+    np.testing.assert_array_equal(saved.codes[:PLAYED_FRAMES], codes)
 
 
 def test_going_back_forgets_what_came_after_and_keeps_it_aside(playing):

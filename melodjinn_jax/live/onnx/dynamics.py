@@ -1,8 +1,9 @@
 """The dynamics model as one ONNX graph: a whole frame, every codebook in turn, sampled inside.
 
 The rings stay with the caller, who writes the new keys and values into them: the graph takes the rings as they were
-before the frame and gives what the frame adds. Sampling is the Gumbel trick: the likeliest token of the logits plus
-noise, the noise being the temperature times Gumbel numbers, so that no noise is greedy.
+before the frame and gives what the frame adds. All that a caller must know of them stands in the shapes. Sampling is
+the Gumbel trick: the likeliest token of the logits plus noise, the noise being the temperature times Gumbel numbers, so
+that no noise is greedy.
 
 Letters: A heads, P head width, W ring slots (tokens), Q codebooks, K codebook size, D width.
 """
@@ -136,11 +137,12 @@ def frame_graph(
 ) -> onnx.ModelProto:
     """The ONNX graph of one frame.
 
-    Inputs: `previous` int32 [], the last token before the frame (K begins a stream); `position` int32 [], tokens
-    played before the frame; `action` int32 [1] and `strength` float []; `noise` float [Q, K]; `top_k` int64 [1] from 1
-    to K; `given` int32 [Q], codes to take instead of sampling, or -1; `keys.i` and `values.i` float [A, W, P], the ring
-    of layer i, token t in slot t mod W.
-    Outputs: `codes` int32 [Q]; `logits` float [Q, K]; `new_keys.i` and `new_values.i` float [A, Q, P].
+    Inputs: `previous` int32 [Q], the codes of the frame before (K where there is none); `position` int32 [], frames
+    played before; `action` int32 [1] and `strength` float []; `noise` float [Q, K]; `top_k` int64 [1] from 1 to K;
+    `given` int32 [Q], codes to take instead of sampling, or -1; `keys.i` and `values.i` float [A, W, P], the ring of
+    layer i.
+    Outputs: `codes` int32 [Q]; `logits` float [Q, K]; `new_keys.i` and `new_values.i` float [A, N, P], the frame's N
+    entries for the ring, entry n of frame f for slot (f N + n) mod W.
 
     Args:
       config: of the dynamics model.
@@ -151,8 +153,8 @@ def frame_graph(
     """
     frame = _FrameGraph(config, params, num_codebooks, weights)
     g, Q, K = frame.graph, num_codebooks, codebook_size
-    token = g.input("previous", "int32", ())
-    position = g.input("position", "int32", ())
+    token = g.op("Gather", g.input("previous", "int32", (Q,)), g.constant(Q - 1, "int64"))
+    position = g.op("Mul", g.input("position", "int32", ()), g.constant(Q, "int32"))
     noise, given = g.input("noise", "float32", (Q, K)), g.input("given", "int32", (Q,))
     top_k = g.input("top_k", "int64", (1,))
     token_table = g.weight(params["embed_token"]["embedding"])

@@ -10,7 +10,6 @@ import onnx
 import onnxruntime
 
 from melodjinn_jax.codecs.base import Codec
-from melodjinn_jax.config import DynamicsConfig
 from melodjinn_jax.training.run import Run
 from melodjinn_jax.training.state import Models
 
@@ -27,15 +26,16 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 class FramePlayer:
     """One stream through a frame graph, with its rings."""
 
-    def __init__(self, model: onnx.ModelProto, config: DynamicsConfig, num_codebooks: int, codebook_size: int):
+    def __init__(self, model: onnx.ModelProto):
         self._session = _session(model)
-        self._names = [output.name for output in self._session.get_outputs()]
-        self._num_codebooks, self._codebook_size = num_codebooks, codebook_size
-        self._window = config.window * num_codebooks
-        shape = (config.num_heads, self._window, config.dim // config.num_heads)
-        layers = range(config.num_layers)
-        self._rings = {f"{kind}.{i}": np.zeros(shape, np.float32) for kind in ("keys", "values") for i in layers}
-        self.previous, self.position = codebook_size, 0
+        outputs = {value.name: value.shape for value in self._session.get_outputs()}
+        self._names = list(outputs)
+        self._num_codebooks, self._codebook_size = outputs["logits"]
+        shapes = {value.name: value.shape for value in self._session.get_inputs() if f"new_{value.name}" in outputs}
+        self._rings = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        self._entries = outputs["new_keys.0"][1]
+        self.previous = np.full(self._num_codebooks, self._codebook_size, np.int32)
+        self.position = 0
 
     def play(
         self,
@@ -57,7 +57,7 @@ class FramePlayer:
         """
         Q, K = self._num_codebooks, self._codebook_size
         feed = {
-            "previous": np.array(self.previous, np.int32),
+            "previous": self.previous,
             "position": np.array(self.position, np.int32),
             "action": np.array([action], np.int32),
             "strength": np.array(strength, np.float32),
@@ -66,10 +66,10 @@ class FramePlayer:
             "given": np.full(Q, -1, np.int32) if given is None else given.astype(np.int32),
         }
         result = dict(zip(self._names, self._session.run(None, feed | self._rings), strict=True))
-        slots = (self.position + np.arange(Q)) % self._window
         for name, ring in self._rings.items():
+            slots = (self.position * self._entries + np.arange(self._entries)) % ring.shape[1]
             ring[:, slots] = result[f"new_{name}"]
-        self.previous, self.position = int(result["codes"][-1]), self.position + Q
+        self.previous, self.position = result["codes"], self.position + 1
         return result["codes"], result["logits"]
 
 
@@ -110,7 +110,7 @@ def compare(run: Run, dynamics: onnx.ModelProto, decoder: onnx.ModelProto, frame
     codes = np.asarray(codec.encode(waveform))
     actions = rng.integers(0, run.action_space.num_keys + 1, (1, -(-frames // stride) - 1))
     expected = _reference_logits(run, codes, actions)
-    player = FramePlayer(dynamics, run.config.dynamics, codec.num_codebooks, codec.codebook_size)
+    player = FramePlayer(dynamics)
     by_frame = np.repeat(np.concatenate([[run.models.num_codes], actions[0]]), stride)[:frames]
     logits = np.stack([player.play(by_frame[f], given=codes[0, f])[1] for f in range(frames)])
     return Difference(

@@ -16,6 +16,7 @@ from melodjinn_jax.live.keys import holds_keys, read_key_names
 from melodjinn_jax.live.onnx.graph import Weights
 from melodjinn_jax.live.performance import Prompt
 from melodjinn_jax.live.session import model_digest
+from melodjinn_jax.live.stream import MAX_PRIMING_FRAMES
 from melodjinn_jax.training.run import Run
 
 FORMAT, FORMAT_VERSION = "melodjinn-site", 1
@@ -51,11 +52,8 @@ def describe(run: Run, weights: Weights, prompt: Prompt) -> dict[str, Any]:
             "action_space": actions.digest,
         },
         "dynamics": {
-            "num_layers": config.num_layers,
-            "num_heads": config.num_heads,
-            "head_dim": config.dim // config.num_heads,
-            "window": config.window,
             "null_action": run.models.num_codes,
+            "priming_frames": min(config.window * config.num_layers, MAX_PRIMING_FRAMES),
         },
         "codec": {"kind": codec.kind, "start_frames": codec.start_frames},
         "prompt": {"codes": prompt.codes.tolist(), "actions": prompt.actions.tolist()},

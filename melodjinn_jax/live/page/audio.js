@@ -6,7 +6,9 @@ export class Audio {
   /** Call from a click: browsers let a page sound only then. Throws an Error with one sentence if it cannot. */
   static async open({ sampleRate, hop, onReport }) {
     if (!globalThis.AudioWorkletNode) {
-      const why = isSecureContext ? "This browser cannot play live audio: use a newer browser." : "This page needs a secure address to sound: open it by https, or from localhost.";
+      const why = isSecureContext
+        ? "This browser cannot play live audio: use a newer browser."
+        : "This page needs a secure address to sound: open it by https, or from localhost.";
       throw new Error(why);
     }
     let context;
@@ -16,12 +18,17 @@ export class Audio {
       throw new Error("No audio device can be opened: plug one in, then click Play again.");
     }
     const running = await Promise.race([
-      context.resume().then(() => true, () => false),
+      context.resume().then(
+        () => true,
+        () => false,
+      ),
       new Promise((resolve) => setTimeout(resolve, RESUME_PATIENCE_MS, false)),
     ]);
     if (!running) {
       context.close();
-      throw new Error("The browser keeps this page silent: allow sound for it in the address bar, then click Play again.");
+      throw new Error(
+        "The browser keeps this page silent: allow sound for it in the address bar, then click Play again.",
+      );
     }
     await context.audioWorklet.addModule(new URL("worklet.js", import.meta.url));
     const options = { numberOfInputs: 0, outputChannelCount: [1], processorOptions: { hop } };

@@ -1,15 +1,13 @@
 // The engine without a server: the model runs in this worker. It takes and gives the messages of docs/protocol.md, the
 // audio as {type: "audio", take, frame, actions, sound}.
 
+import { WAV_FRAMES, sessionFile, soundFile } from "./files.js";
 import { History, MOST_FRAMES } from "./history.js";
 import { Model, fetchManifest, hasSimd } from "./model.js";
 import { Presses, Tempo } from "./presses.js";
-import { packSession, unpackSession } from "./session.js";
-import { packWav } from "./wav.js";
+import { unpackSession } from "./session.js";
 
 const DECODER_PAST = 64; // frames decoded unheard before a stream goes on from the middle of a history
-const DECODE_CHUNK = 64;
-const WAV_FRAMES = 45000;
 const HEALTH_FRAMES = 75;
 const LIMITS = { temperature: [0, 2], strength: [0, 3], bpm: [30, 300], ahead: [1, 150] };
 
@@ -20,12 +18,12 @@ class EngineError extends Error {
   }
 }
 
-const pause = () => new Promise((resolve) => setTimeout(resolve, 0));
-
 export class BrowserEngine {
   static async open({ base }, emit) {
-    if (!hasSimd()) throw new Error("This browser has no WebAssembly SIMD, which the model needs: use a newer browser.");
-    if (!globalThis.crypto?.subtle) throw new Error("This page needs a secure address: open it by https, or from localhost.");
+    if (!hasSimd())
+      throw new Error("This browser has no WebAssembly SIMD, which the model needs: use a newer browser.");
+    if (!globalThis.crypto?.subtle)
+      throw new Error("This page needs a secure address: open it by https, or from localhost.");
     const manifest = await fetchManifest(base);
     const model = await Model.load(base, manifest, (share) => emit({ type: "progress", share }));
     const engine = new BrowserEngine(manifest, model, emit);
@@ -37,7 +35,12 @@ export class BrowserEngine {
   constructor(manifest, model, emit) {
     Object.assign(this, { manifest, model, emit });
     this.framesPerSecond = manifest.sample_rate / manifest.hop_length;
-    this.limits = { ...LIMITS, top_k: [0, manifest.codebook_size], wav_frames: WAV_FRAMES, session_frames: MOST_FRAMES };
+    this.limits = {
+      ...LIMITS,
+      top_k: [0, manifest.codebook_size],
+      wav_frames: WAV_FRAMES,
+      session_frames: MOST_FRAMES,
+    };
     this.settings = { temperature: 0.5, top_k: 0, strength: 1, ahead: 6, playing: false };
     this.presses = new Presses(manifest.action_stride, manifest.hold);
     this.tempo = new Tempo(this.framesPerSecond, ...LIMITS.bpm);
@@ -49,11 +52,26 @@ export class BrowserEngine {
   }
 
   welcome() {
-    const { name, sample_rate, hop_length, action_stride, num_codebooks, codebook_size, keys, hold, digests } = this.manifest;
+    const { name, sample_rate, hop_length, action_stride, num_codebooks, codebook_size, keys, hold, digests } =
+      this.manifest;
     return {
-      type: "welcome", version: 1, name, sample_rate, hop_length, action_stride, num_codebooks, codebook_size, keys, hold,
-      digests, take: this.take, frame: this.history.end, seed: this.seed, begin: this.history.oldest,
-      settings: this.settings, limits: this.limits,
+      type: "welcome",
+      version: 1,
+      name,
+      sample_rate,
+      hop_length,
+      action_stride,
+      num_codebooks,
+      codebook_size,
+      keys,
+      hold,
+      digests,
+      take: this.take,
+      frame: this.history.end,
+      seed: this.seed,
+      begin: this.history.oldest,
+      settings: this.settings,
+      limits: this.limits,
     };
   }
 
@@ -87,7 +105,10 @@ export class BrowserEngine {
     await this.begin(seed, async () => {
       const { oldest, end } = this.history;
       if (!Number.isInteger(frame) || frame < oldest || frame > end) {
-        throw new EngineError("rewind", `There is no way back to frame ${frame}: the past goes from ${oldest} to ${end}.`);
+        throw new EngineError(
+          "rewind",
+          `There is no way back to frame ${frame}: the past goes from ${oldest} to ${end}.`,
+        );
       }
       this.history.cut(Math.max(oldest, frame - (frame % this.manifest.action_stride)));
       await this.prime();
@@ -135,14 +156,14 @@ export class BrowserEngine {
     this.pump();
   }
 
-  /** Let the model see the end of the history: as far back as its layers reach together. */
+  /** Let the model see the end of the history: as far back as its layers reach together, or nearly. */
   async prime() {
-    const { num_layers: layers, window } = this.manifest.dynamics;
-    const from = Math.max(this.history.begin, this.history.end - layers * window);
-    const Q = this.manifest.num_codebooks;
-    this.model.reset(from, from > this.history.begin ? this.history.codesOf(from - 1, from)[Q - 1] : undefined);
+    const { begin, end } = this.history;
+    const from = Math.max(begin, end - this.manifest.dynamics.priming_frames);
+    this.model.reset(from, from > begin ? this.history.codesOf(from - 1, from) : null);
     for (let frame = from; frame < this.history.end; frame++) {
-      await this.model.frame(this.history.actionOf(frame), { given: this.history.codesOf(frame, frame + 1) });
+      const { strength } = this.history.settingsOf(frame);
+      await this.model.frame(this.history.actionOf(frame), { given: this.history.codesOf(frame, frame + 1), strength });
     }
   }
 
@@ -179,7 +200,11 @@ export class BrowserEngine {
     const frame = history.end;
     if (frame % this.manifest.action_stride === 0) this.action = this.presses.action(frame);
     const codes = await this.model.frame(this.action, {
-      seed: this.seed, frame, temperature: settings.temperature, topK: settings.top_k, strength: settings.strength,
+      seed: this.seed,
+      frame,
+      temperature: settings.temperature,
+      topK: settings.top_k,
+      strength: settings.strength,
     });
     history.add(codes, this.action, this.sampling());
     const sound = await this.decoder.decode(codes);
@@ -204,7 +229,8 @@ export class BrowserEngine {
   press({ key, hold, on, at }) {
     if (!(key >= 0 && key < this.manifest.keys.length)) throw new EngineError("message", `There is no key ${key}.`);
     if (on !== "beat" && at === undefined) return this.presses.press({ key, hold });
-    if (on === "beat" && this.tempo.bpm === null) throw new EngineError("tempo", "There is no tempo yet: tap it, or give it.");
+    if (on === "beat" && this.tempo.bpm === null)
+      throw new EngineError("tempo", "There is no tempo yet: tap it, or give it.");
     const wanted = on === "beat" ? this.tempo.nextBeat(this.history.end) : at;
     const frame = this.presses.schedule({ key, hold, frame: wanted }, this.history.end);
     this.emit({ type: "scheduled", key, frame });
@@ -217,48 +243,11 @@ export class BrowserEngine {
   set(changes) {
     for (const [name, value] of Object.entries(changes)) {
       const [low, high] = this.limits[name] ?? [];
-      if (!(value >= low && value <= high)) throw new EngineError("message", `${name} must lie between ${low} and ${high}.`);
+      if (!(value >= low && value <= high))
+        throw new EngineError("message", `${name} must lie between ${low} and ${high}.`);
       this.settings[name] = value;
     }
     this.emit({ type: "settings", ...this.settings });
-  }
-
-  // Files
-
-  /** The session file; a block that is not complete is left out. */
-  save() {
-    const { history, manifest } = this;
-    const end = history.end - (history.end % manifest.action_stride);
-    const { name, sample_rate, hop_length, num_codebooks, codebook_size, action_stride, keys, digests } = manifest;
-    const header = {
-      name, ...digests, sample_rate, hop_length, num_codebooks, codebook_size, action_stride, num_keys: keys.length - 1,
-      first_frame: history.begin, frames: end - history.begin, prompt_frames: history.promptFrames,
-      settings: history.settings.filter((one) => one.frame < end), actions: history.actionChanges(end),
-      made_with: { engine: "onnx" },
-    };
-    this.emit({ type: "session", bytes: packSession(header, history.codesOf(history.begin, end)) });
-  }
-
-  async wav({ from = 0 }) {
-    const { history, manifest } = this;
-    const first = Math.max(history.begin, from, history.end - WAV_FRAMES);
-    const end = history.end;
-    // A decoder of its own from the very beginning, so that the same session always gives the same file.
-    const decoder = this.model.newDecoder();
-    const chunks = [];
-    for (let frame = history.begin; frame < end; frame += DECODE_CHUNK) {
-      const sound = await decoder.decode(history.codesOf(frame, Math.min(end, frame + DECODE_CHUNK)).slice());
-      const unwanted = Math.min(sound.length, Math.max(0, first - frame) * manifest.hop_length);
-      chunks.push(sound.subarray(unwanted));
-      await pause();
-    }
-    const sound = new Float32Array((end - first) * manifest.hop_length);
-    let length = 0;
-    for (const chunk of chunks) {
-      sound.set(chunk, length);
-      length += chunk.length;
-    }
-    this.emit({ type: "wav", bytes: packWav(sound, manifest.sample_rate) });
   }
 }
 
@@ -304,7 +293,11 @@ const HANDLERS = {
   },
   rewind: (engine, message) => engine.rewind(message),
   restart: (engine, message) => engine.restart(message),
-  save: (engine) => engine.save(),
-  wav: (engine, message) => engine.wav(message),
+  save({ manifest, history, emit }) {
+    emit({ type: "session", bytes: sessionFile(manifest, history) });
+  },
+  async wav({ model, manifest, history, emit }, { from = 0 }) {
+    emit({ type: "wav", bytes: await soundFile(model, manifest, history, from) });
+  },
   load: (engine, message) => engine.load(message),
 };

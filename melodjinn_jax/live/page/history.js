@@ -43,6 +43,10 @@ export class History {
     return this.actions[frame - this.begin];
   }
 
+  settingsOf(frame) {
+    return this.settings.findLast((one) => one.frame <= frame);
+  }
+
   /** Forget everything from `frame` on. */
   cut(frame) {
     this.end = frame;
@@ -58,9 +62,8 @@ export class History {
     this.actions.copyWithin(0, frames);
     this.begin = start;
     this.promptFrames = this.stride;
-    const last = this.settings.findLastIndex((one) => one.frame <= start);
-    this.settings = this.settings.slice(last);
-    this.settings[0] = { ...this.settings[0], frame: start };
+    const held = { ...this.settingsOf(start), frame: start };
+    this.settings = [held, ...this.settings.filter((one) => one.frame > start)];
   }
 
   /** Actions before `end`, as [frame, action] where they change. */

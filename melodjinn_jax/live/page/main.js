@@ -277,7 +277,10 @@ for (const name of SETTINGS) {
     send({ type: "settings", [name]: Number(element(name).value) });
   });
 }
-element("bpm").addEventListener("change", ({ target }) => target.value && send({ type: "tempo", bpm: Number(target.value) }));
+element("bpm").addEventListener(
+  "change",
+  ({ target }) => target.value && send({ type: "tempo", bpm: Number(target.value) }),
+);
 element("file").addEventListener("change", ({ target }) => openFile(target.files[0]));
 addEventListener("dragover", (event) => event.preventDefault());
 addEventListener("drop", (event) => {

@@ -1,6 +1,8 @@
 // The exported graphs in ONNX Runtime Web: files fetched and verified, one frame at a time, with the rings kept here.
 
-const SIMD_PROBE = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11];
+const SIMD_PROBE = [
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
+];
 const DYNAMICS = "model/dynamics.onnx";
 const DECODER = "model/decoder.onnx";
 const RUNTIME = "runtime/ort.wasm.bundle.min.mjs";
@@ -31,7 +33,7 @@ async function fetchBytes(url, name, onChunk = () => {}) {
   }
   if (!response.ok) throw new Error(`The file ${name} is missing from this site: export the site again, or upload it.`);
   const chunks = [];
-  for (const reader = response.body.getReader(); ; ) {
+  for (const reader = response.body.getReader(); ;) {
     const { done, value } = await reader.read();
     if (done) break;
     chunks.push(value);
@@ -44,7 +46,8 @@ async function fetchVerified(base, name, { sha256 }, onChunk) {
   const bytes = await fetchBytes(new URL(name, base), name, onChunk);
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   const hex = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (hex !== sha256) throw new Error(`The file ${name} was altered or cut short: export the site again, or upload it again.`);
+  if (hex !== sha256)
+    throw new Error(`The file ${name} was altered or cut short: export the site again, or upload it again.`);
   return bytes;
 }
 
@@ -79,31 +82,27 @@ export class Model {
 
   constructor(ort, manifest, dynamics, decoder) {
     Object.assign(this, { ort, manifest, dynamics, decoder });
-    const { num_layers: layers, num_heads: heads, head_dim: dim, window } = manifest.dynamics;
     const { num_codebooks: Q, codebook_size: K } = manifest;
-    this.slots = window * Q;
     this.noise = new Float32Array(Q * K);
-    this.tensors = {
-      noise: new ort.Tensor("float32", this.noise, [Q, K]),
-    };
-    this.rings = [];
-    for (let i = 0; i < layers; i++) {
-      for (const kind of ["keys", "values"]) {
-        const data = new Float32Array(heads * this.slots * dim);
-        this.rings.push({ name: `${kind}.${i}`, data });
-        this.tensors[`${kind}.${i}`] = new ort.Tensor("float32", data, [heads, this.slots, dim]);
-      }
+    this.tensors = { noise: new ort.Tensor("float32", this.noise, [Q, K]) };
+    this.rings = []; // {name, data, slots}: [heads, slots, width] each
+    for (const { name, shape } of dynamics.inputMetadata) {
+      if (!/^(keys|values)\./.test(name)) continue;
+      const data = new Float32Array(shape[0] * shape[1] * shape[2]);
+      this.rings.push({ name, data, slots: shape[1] });
+      this.tensors[name] = new ort.Tensor("float32", data, shape);
     }
     this.frameOutputs = ["codes", ...this.rings.map(({ name }) => `new_${name}`)];
     this.busy = Promise.resolve();
     this.reset();
   }
 
-  /** Begin a stream before `frame`; `previous` is the token before it, or none. */
-  reset(frame = 0, previous = this.manifest.codebook_size) {
+  /** Begin a stream before `frame`; `previous` are the codes of the frame before it, if there is one. */
+  reset(frame = 0, previous = null) {
+    const { num_codebooks: Q, codebook_size: begin } = this.manifest;
     for (const { data } of this.rings) data.fill(0);
-    this.position = frame * this.manifest.num_codebooks;
-    this.previous = previous;
+    this.position = frame;
+    this.previous = previous ? Int32Array.from(previous) : new Int32Array(Q).fill(begin);
   }
 
   /** Wait for the jobs before this one: the runtime takes one at a time. */
@@ -129,7 +128,7 @@ export class Model {
     else gumbelNoise(this.noise, seed, frame, temperature);
     const feeds = {
       ...this.tensors,
-      previous: new ort.Tensor("int32", Int32Array.of(this.previous), []),
+      previous: new ort.Tensor("int32", this.previous),
       position: new ort.Tensor("int32", Int32Array.of(this.position), []),
       action: new ort.Tensor("int32", Int32Array.of(index)),
       strength: new ort.Tensor("float32", Float32Array.of(strength), []),
@@ -137,22 +136,19 @@ export class Model {
       given: new ort.Tensor("int32", given ? Int32Array.from(given) : new Int32Array(Q).fill(-1)),
     };
     const results = await this.dynamics.run(feeds, this.frameOutputs);
-    for (const { name, data } of this.rings) this.remember(data, results[`new_${name}`].data);
-    this.position += Q;
-    const codes = results.codes.data.slice();
-    this.previous = codes[Q - 1];
-    return codes;
+    for (const ring of this.rings) this.remember(ring, results[`new_${ring.name}`]);
+    this.position++;
+    this.previous = results.codes.data.slice();
+    return this.previous;
   }
 
-  /** Write what a frame adds [A, Q, P] into a ring [A, W, P]. */
-  remember(ring, added) {
-    const { num_heads: heads, head_dim: dim } = this.manifest.dynamics;
-    const { num_codebooks: Q } = this.manifest;
+  /** Write the entries that a frame adds [heads, entries, width] into a ring. */
+  remember({ data, slots }, { data: added, dims: [heads, entries, width] }) {
     for (let head = 0; head < heads; head++) {
-      for (let q = 0; q < Q; q++) {
-        const slot = (this.position + q) % this.slots;
-        const from = (head * Q + q) * dim;
-        ring.set(added.subarray(from, from + dim), (head * this.slots + slot) * dim);
+      for (let entry = 0; entry < entries; entry++) {
+        const slot = (this.position * entries + entry) % slots;
+        const from = (head * entries + entry) * width;
+        data.set(added.subarray(from, from + width), (head * slots + slot) * width);
       }
     }
   }

@@ -111,7 +111,11 @@ export class Pads {
     const attach = () => {
       const inputs = [...access.inputs.values()];
       for (const input of inputs) input.onmidimessage = ({ data }) => this.midi(data);
-      this.onMidi(inputs.length ? `Listening to ${inputs.map((input) => input.name).join(", ")}` : "No MIDI keyboard is connected.");
+      this.onMidi(
+        inputs.length
+          ? `Listening to ${inputs.map((input) => input.name).join(", ")}`
+          : "No MIDI keyboard is connected.",
+      );
     };
     access.onstatechange = attach;
     return attach();

@@ -64,7 +64,8 @@ async function checkServer(url) {
     throw new Error("The server does not answer: is it still running?");
   }
   if (response.status === 401) throw new Error((await response.json()).error);
-  if (!response.ok) throw new Error("No server of Melodjinn stands behind this page: open the address that the play command printed.");
+  if (!response.ok)
+    throw new Error("No server of Melodjinn stands behind this page: open the address that the play command printed.");
 }
 
 function readBinary(buffer) {

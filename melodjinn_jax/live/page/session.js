@@ -41,9 +41,14 @@ export function unpackSession(bytes, manifest) {
     throw new Error("This is no session file of Melodjinn.");
   }
   if (header?.format !== FORMAT) throw new Error("This is no session file of Melodjinn.");
-  if (header.version !== VERSION) throw new Error(`This session file is of version ${header.version}, the page knows ${VERSION}: open it with a newer page.`);
-  if (header.codec !== manifest.digests.codec) throw new Error("This session was played with another codec: open it with the model that it was made with.");
-  if (header.action_space !== manifest.digests.action_space) throw new Error("This session's keys are those of another model: open it with the model that it was made with.");
+  if (header.version !== VERSION)
+    throw new Error(
+      `This session file is of version ${header.version}, the page knows ${VERSION}: open it with a newer page.`,
+    );
+  if (header.codec !== manifest.digests.codec)
+    throw new Error("This session was played with another codec: open it with the model that it was made with.");
+  if (header.action_space !== manifest.digests.action_space)
+    throw new Error("This session's keys are those of another model: open it with the model that it was made with.");
   const body = bytes.subarray(end + 1);
   if (!soundHeader(header, manifest) || body.length !== 2 * header.frames * manifest.num_codebooks) throw damaged;
   if (crc32(body) !== header.codes_crc32) throw damaged;
@@ -61,7 +66,9 @@ function soundHeader(header, manifest) {
     Array.isArray(list) &&
     list.length > 0 &&
     frameOf(list[0]) === first &&
-    list.every((item, i) => whole(frameOf(item), first, first + frames - 1) && (i === 0 || frameOf(item) > frameOf(list[i - 1])));
+    list.every(
+      (item, i) => whole(frameOf(item), first, first + frames - 1) && (i === 0 || frameOf(item) > frameOf(list[i - 1])),
+    );
   return (
     whole(first, 0, 2 ** 31 - 1) &&
     whole(frames, stride, MAX_FRAMES) &&

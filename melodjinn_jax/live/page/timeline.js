@@ -93,7 +93,11 @@ export class Timeline {
     const value = (name) => style.getPropertyValue(name).trim();
     const key = (k) => `oklch(${value("--key-light")} ${value("--key-chroma")} ${keyHue(k)})`;
     this.theme = {
-      wave: value("--wave"), line: value("--line"), soft: value("--soft"), ink: value("--ink"), accent: value("--accent"),
+      wave: value("--wave"),
+      line: value("--line"),
+      soft: value("--soft"),
+      ink: value("--ink"),
+      accent: value("--accent"),
       key: Array.from({ length: this.numKeys + 1 }, (_, k) => (k ? key(k) : value("--wave"))),
     };
     return this.theme;

@@ -2,7 +2,8 @@
 
 export function packWav(sound, sampleRate) {
   const file = new DataView(new ArrayBuffer(44 + 2 * sound.length));
-  const text = (offset, letters) => [...letters].forEach((letter, i) => file.setUint8(offset + i, letter.charCodeAt(0)));
+  const text = (offset, letters) =>
+    [...letters].forEach((letter, i) => file.setUint8(offset + i, letter.charCodeAt(0)));
   text(0, "RIFF");
   file.setUint32(4, 36 + 2 * sound.length, true);
   text(8, "WAVEfmt ");
@@ -15,6 +16,8 @@ export function packWav(sound, sampleRate) {
   file.setUint16(34, 16, true);
   text(36, "data");
   file.setUint32(40, 2 * sound.length, true);
-  sound.forEach((value, i) => file.setInt16(44 + 2 * i, Math.max(-32768, Math.min(32767, Math.round(value * 32768))), true));
+  sound.forEach((value, i) =>
+    file.setInt16(44 + 2 * i, Math.max(-32768, Math.min(32767, Math.round(value * 32768))), true),
+  );
   return new Uint8Array(file.buffer);
 }
