@@ -32,7 +32,6 @@ from melodjinn_jax.live.onnx.player import FramePlayer, SoundPlayer, compare
 from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.live.session import model_digest
 from melodjinn_jax.models.action_space import ActionSpace
-from melodjinn_jax.models.dynamics import DynamicsState
 from melodjinn_jax.training.phases import PhaseRecord
 from melodjinn_jax.training.run import Run, make_models
 from melodjinn_jax.training.state import Phase
@@ -122,13 +121,13 @@ def jitted_step(run: Run):
 
     def step(state, action, strength, codes):
         model = run.models.dynamics(run.state["dynamics"])
-        layers = model.transformer.layers()
-        embedding = model.action_embedding(action, strength)
         logits = []
-        for q in range(CODEBOOKS):
-            found, cache = model.token_logits(layers, state, embedding, q)
-            state = DynamicsState(cache, codes[q : q + 1], state.position + 1)
+
+        def choose(found, codebook):
             logits.append(found[0])
+            return codes[codebook : codebook + 1]
+
+        state, _ = model.play(model.layers(), state, model.action_embedding(action, strength), choose)
         return state, jnp.stack(logits)
 
     return _steps.setdefault(model_digest(run.state["dynamics"]), jax.jit(step))
