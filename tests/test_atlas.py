@@ -151,13 +151,15 @@ def test_excerpts_hold_the_press_where_they_say(run):
     frames = 100 * stride
     keys = np.zeros(99, int)
     keys[[3, 40, 97]] = 2
-    keys[41] = 2
+    keys[41], keys[45] = 2, 1
     # A ramp tells where an excerpt was cut from.
     ramp = np.arange(frames * hop, dtype=np.float32)
     found = find_excerpts(run, 2, Heard([ramp], [keys], [0], ["song"], np.zeros(1, int)))
     # The others have too little sound around them, and to hold a key is no new press.
     assert [type(excerpt) for excerpt in found] == [Excerpt]
-    assert found[0].sound[found[0].frame * hop] == 41 * stride * hop
+    (first, key), (second, other) = found[0].presses
+    assert (key, other, second - first) == (2, 1, 5 * stride)
+    assert found[0].sound[first * hop] == 41 * stride * hop
     assert found[0].title.startswith("song, ")
 
 

@@ -32,8 +32,8 @@ class Excerpt:
     title: str
     sound: np.ndarray
     """float32 [samples]."""
-    frame: int
-    """Where the press begins to sound."""
+    presses: tuple[tuple[int, int], ...]
+    """(frame, key) of every key that begins in it, in order of time."""
 
 
 @dataclass(frozen=True)
@@ -188,20 +188,23 @@ def find_excerpts(run: Run, key: int, heard: Heard) -> tuple[Excerpt, ...]:
     before, after = (_blocks(run, seconds) * stride for seconds in (BEFORE_SECONDS, AFTER_SECONDS))
     chosen: list[tuple[int, int, Excerpt]] = []
     for index, (sound, keys) in enumerate(zip(heard.sound, heard.keys, strict=True)):
-        for turn, at in enumerate(np.flatnonzero(starts_of(keys[None])[0] & (keys == key))):
-            # Action i leads into block i + 1.
-            frame = heard.offsets[index] + (int(at) + 1) * stride
+        begun = np.flatnonzero(starts_of(keys[None])[0])
+        # Action i leads into block i + 1.
+        frames, names = heard.offsets[index] + (begun + 1) * stride, keys[begun]
+        for turn, frame in enumerate(frames[names == key].tolist()):
             first, last = frame - before, frame + after
             if first < 0 or last * hop > len(sound):
                 continue
+            inside = (frames >= first) & (frames < last)
+            presses = tuple(zip((frames[inside] - first).tolist(), names[inside].tolist(), strict=True))
             place = f"{heard.titles[index]}, {frame * hop / run.codec.sample_rate:.2f} s"
-            chosen.append((turn, index, Excerpt(place, sound[first * hop : last * hop], before)))
+            chosen.append((turn, index, Excerpt(place, sound[first * hop : last * hop], presses)))
     return tuple(excerpt for _, _, excerpt in sorted(chosen, key=lambda item: item[:2])[:EXCERPTS])
 
 
 def _played(effects: Effects, key: int) -> tuple[Excerpt, ...]:
     """A key in the first contexts; under NOOP with key 0."""
     return tuple(
-        Excerpt(f"context {context + 1}", effects.sound[key, context], effects.prompt_frames)
+        Excerpt(f"context {context + 1}", effects.sound[key, context], ((effects.prompt_frames, key),))
         for context in range(min(EXCERPTS, len(effects.tracks)))
     )

@@ -93,12 +93,16 @@ def _tiles(atlas: Atlas) -> Html:
     return join(tiles)
 
 
+def color_of(key: int) -> str:
+    return f"c{(key - 1) % NUM_COLORS}" if key else NEUTRAL
+
+
 def _heading(number: str, title: str, color: str, *extra: Html) -> Html:
     return tag("div", tag("b", number), tag("h2", title), *extra, class_=f"key-title {color}")
 
 
 def _card(atlas: Atlas, card: KeyCard, title: str, scales: dict[str, float]) -> Html:
-    color = f"c{(card.key - 1) % NUM_COLORS}"
+    color = color_of(card.key)
     proposal = card.proposal
     said = f"sounds like: {proposal.name}, " if proposal.name != title else ""
     sure = tag("span", f"{said}{proposal.sure:.0%} sure", class_=f"sure {'good' if proposal.sure >= SURE else 'weak'}")
@@ -168,7 +172,9 @@ def _pad(atlas: Atlas, excerpt: Excerpt, key: str, color: str) -> Html:
     """One excerpt to play; one with a key's number is played by it."""
     clip = _clip(excerpt.sound, atlas.sample_rate)
     frames = len(excerpt.sound) / atlas.hop_length
-    marks = [Mark(excerpt.frame, color, "pressed")]
+    marks = [
+        Mark(frame, color_of(pressed), f"key {pressed}" if pressed else "NOOP") for frame, pressed in excerpt.presses
+    ]
     peak = max(0.05, float(np.abs(excerpt.sound).max()))
     plot = waveform(excerpt.sound, peak, marks, frames, f"waveform of {excerpt.title}")
     number = {"data_key": key} if key else {}

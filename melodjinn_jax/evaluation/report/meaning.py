@@ -89,7 +89,8 @@ def shown(value: float | None) -> str:
     """A number short enough for a table; n/a where it is not defined."""
     if value is None:
         return "n/a"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0, for there is no use in -0.00
 
 
 def with_interval(found: dict[str, float | None]) -> str:
