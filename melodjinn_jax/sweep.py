@@ -58,7 +58,8 @@ def run_sweep(sweep: Sweep, jobs: list[Job], arguments: SweepArguments) -> int:
     """Do the jobs, then fit and report what there is; returns the exit status of the process."""
     workdir = Path(arguments.workdir).expanduser()
     options = shlex.split(arguments.launcher_options)
-    states = read_states(workdir / "sweep.json")
+    known = read_states(workdir / "sweep.json")
+    states = {job.name: known.get(job.name, JobState()) for job in jobs}
 
     def save() -> None:
         write_json(workdir / "sweep.json", {"name": sweep.name}, states)

@@ -1,6 +1,7 @@
 """The measures of meaning: one that ignores its actions scores zero, one that obeys scores one, compressors show."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from melodjinn_jax.evaluation.descriptors import (
 )
 from melodjinn_jax.evaluation.effects import consistency, f_ratio, natural_holds, told_apart
 from melodjinn_jax.evaluation.meaning import long_play, measure_meaning, starts_of
+from melodjinn_jax.evaluation.report.meaning import GROUPS, meaning, with_interval
 
 PROMPT = 8
 ZERO = (
@@ -133,6 +135,19 @@ def test_long_play_hears_fading_and_silence(gain, level, silence):
     assert measures["long_level_difference_db"].value <= level + 1.5
     assert measures["long_silence_difference"].value == pytest.approx(silence, abs=0.05)
     assert measures["long_drift_db"].value == pytest.approx(0, abs=2)
+
+
+def test_the_report_shows_every_measure_and_what_is_not_defined(obedient):
+    undefined = {"value": None, "low": None, "high": None}
+    page = meaning(SimpleNamespace(results={"meaning": {**obedient, "leakage": undefined}}))
+    for rows in GROUPS.values():
+        for row in rows:
+            assert row.name in obedient
+            assert page.count(f"<b>{row.title}</b>") == 1
+    assert page.count("not defined") == 1
+    recovery = obedient["recovery"]
+    assert with_interval(recovery) == f"{recovery['value']:.2f} [{recovery['low']:.2f}, {recovery['high']:.2f}]"
+    assert meaning(SimpleNamespace(results={})) == ""
 
 
 # The parts ------------------------------------------------------------------------------------------------------------

@@ -109,8 +109,12 @@ def test_a_run_ends_with_what_can_be_measured_and_a_page_that_plays_it(trained, 
     assert results["freeze_reason"] == ("labelled" if name == "labelled" else "deadline")
     assert set(results["parameters"]) == {"dynamics"} | ({"lam"} if name == "lam_run" else set())
     assert results["num_keys"] > 0
-    assert len(results["key_usage"]) == results["num_keys"] + 1
-    assert sum(results["key_usage"]) == pytest.approx(1)
+    meaning = results["meaning"]
+    assert len(meaning["key_share"]) == results["num_keys"] + 1
+    assert sum(share["value"] for share in meaning["key_share"]) == pytest.approx(1, abs=1e-4)
+    assert meaning["tracks"] == 2
+    for measure in ("leakage", "recovery"):
+        assert (measure in meaning) == (name == "lam_run")
     for scores in (results, results["sampled"]):
         assert -1 <= scores["generation_logmel_correlation"] <= 1
         assert scores["generation_logmel_distance"] >= 0
@@ -120,7 +124,7 @@ def test_a_run_ends_with_what_can_be_measured_and_a_page_that_plays_it(trained, 
     assert results["generation_real_time_factor"] > 0
     page = (workdir / "report.html").read_text()
     sections = set(re.findall(r'<section id="(\w+)"', page))
-    assert sections == {"listen", "clip", "training", "numbers", "settings", "commands"}
+    assert sections == {"listen", "clip", "training", "meaning", "numbers", "settings", "commands"}
     assert "drum" not in re.sub(r"(?s)<(style|script)>.*?</\1>", "", page)
     assert page.count("<audio") == 3 + results["num_keys"]
 

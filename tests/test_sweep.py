@@ -129,7 +129,7 @@ def test_a_dry_run_prints_all_commands_and_touches_nothing(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", sweep)
     assert command.main() == 0
     printed = capfd.readouterr().out
-    for part in ("# labeller\n", "# label-0, after labeller\n", "melodjinn_jax.label", "runs/800k-1600/config.json"):
+    for part in ("# labeller\n", "# label-0, after labeller\n", "melodjinn_jax.label", "runs/800k-600/config.json"):
         assert part in printed
     options = "--cluster c --tpu-type v5litepod-16 --image i"
     monkeypatch.setattr(sys, "argv", [*sweep, "--launcher", "xpk", f"--launcher-options={options}"])
@@ -151,14 +151,14 @@ def test_a_remote_job_is_named_after_its_sweep():
 # Schedules
 
 
-def schedule(tmp_path, scripts: dict[str, str], needs=None, states=None, **limits) -> tuple[Schedule, list[str]]:
-    """Jobs that are shell scripts; `events` is what they echoed into a file, in order."""
+def schedule(tmp_path, scripts: dict[str, str], needs=None, **limits) -> tuple[Schedule, dict[str, JobState]]:
+    """Jobs that are shell scripts, run in `tmp_path`."""
     jobs = [Job(name, "", (), (needs or {}).get(name, ())) for name in scripts]
     made = Schedule(
         jobs,
         lambda job: ["bash", "-c", f"cd {tmp_path}; {scripts[job.name]}"],
         tmp_path / "logs",
-        {} if states is None else states,
+        {name: JobState() for name in scripts},
         lambda: None,
         **limits,
     )
@@ -213,10 +213,10 @@ def test_asked_to_stop_it_stops_its_jobs_and_waits_until_they_have_saved(tmp_pat
 import sys
 from pathlib import Path
 from melodjinn_jax.sweeping.plan import Job
-from melodjinn_jax.sweeping.schedule import Schedule
+from melodjinn_jax.sweeping.schedule import JobState, Schedule
 work = Path({str(tmp_path)!r})
 script = "trap 'sleep .3; touch saved; exit 143' TERM; touch begun; while :; do sleep .1; done"
-states = {{}}
+states = {{"a": JobState()}}
 made = Schedule([Job("a", "", ())], lambda job: ["bash", "-c", f"cd {{work}}; {{script}}"], work, states, lambda: None)
 try:
     made.run()
@@ -245,8 +245,8 @@ def test_a_damaged_state_is_named(tmp_path):
 
 
 def tiny_sweep(workdir: Path) -> Sweep:
-    """Four tiny dynamics models and a LAM on six seconds of drums."""
-    config = override(
+    """A tiny LAM on some seconds of drums, and a tiny dynamics model on its labels."""
+    lam = override(
         tiny_config(),
         {
             "data.path": f"{workdir}/dataset",
@@ -259,36 +259,33 @@ def tiny_sweep(workdir: Path) -> Sweep:
             "runtime.progress": False,
         },
     )
-    music = override(config, {"data": DataConfig(datasets=(f"{workdir}/dataset",))})
-    labelled = override(music, {"data.actions": "auto"})
-    steps = {str(steps): {"training.steps": steps} for steps in (2, 4, 8)}
-    runs = [SweepRun(f"s-{name}", one, is_held_out=name == "8") for name, one in grid(labelled, steps=steps).items()]
-    return Sweep("tiny", (*runs, SweepRun("lam-s", music, "lam")), config)
+    labelled = {"data": DataConfig(datasets=(f"{workdir}/dataset",), actions="auto")}
+    return Sweep("tiny", (SweepRun("one", override(lam, labelled), is_held_out=True),), lam)
 
 
-def test_a_sweep_from_sound_to_report_and_again(tmp_path, capsys):
+def test_a_sweep_from_sound_to_report_and_again(tmp_path):
     sweep = tiny_sweep(tmp_path)
     check_sweep(sweep)
     prepare_runs(sweep, tmp_path)
-    arguments = command.SweepArguments("file", str(tmp_path), jobs=2)
+    arguments = command.SweepArguments("file", str(tmp_path))
     jobs = plan_jobs(sweep, tmp_path)
     assert command.run_sweep(sweep, jobs, arguments) == 0
     content = json.loads((tmp_path / "sweep.json").read_text())
-    assert {state["status"] for state in content["jobs"].values()} == {"done"}
-    runs = {run["name"]: run for run in content["runs"]}
-    assert runs["s-8"]["positions"] == 2 * runs["s-4"]["positions"] == 8 * 4 * 24 * 2
-    evaluation = json.loads((tmp_path / "runs" / "s-4" / "eval.json").read_text())
-    assert runs["s-4"]["loss"] == evaluation["cross_entropy_true_actions"] > 0
-    assert runs["s-4"]["parameters"] == evaluation["parameters"]["dynamics"]
-    lam = json.loads((tmp_path / "runs" / "lam-s" / "eval.json").read_text())
-    assert runs["lam-s"]["loss"] == lam["reconstruction"] > 0
+    assert {name: state["status"] for name, state in content["jobs"].items()} == dict.fromkeys(
+        ("labeller", "label-0", "one"), "done"
+    )
+    (run,) = content["runs"]
+    evaluation = json.loads((tmp_path / "runs" / "one" / "eval.json").read_text())
+    assert run["loss"] == evaluation["cross_entropy_true_actions"] > 0
+    assert run["parameters"] == evaluation["parameters"]["dynamics"]
+    assert run["positions"] == 4 * 4 * 24 * 2  # steps, clips, frames, codebooks
+    lam = json.loads((tmp_path / "labeller" / "eval.json").read_text())
+    assert lam["reconstruction"] > 0
     assert "cross_entropy_true_actions" not in lam  # its dynamics model never trained
-    assert runs["lam-s"]["parameters"] == lam["parameters"]["lam"]
-    assert "s-8 (kept out)" in (tmp_path / "report.html").read_text()
-    attempts = {name: state["attempts"] for name, state in content["jobs"].items()}
+    assert "one (kept out)" in (tmp_path / "report.html").read_text()
     assert command.run_sweep(sweep, jobs, arguments) == 0  # nothing is left to do
     again = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
-    assert {name: state["attempts"] for name, state in again.items()} == attempts
-    (tmp_path / "runs" / "s-4" / "eval.json").write_text("{}")
-    with pytest.raises(UserError, match=r"s-4/eval\.json does not hold"):
+    assert again == content["jobs"]
+    (tmp_path / "runs" / "one" / "eval.json").write_text("{}")
+    with pytest.raises(UserError, match=r"one/eval\.json does not hold"):
         read_outcomes(sweep, tmp_path)

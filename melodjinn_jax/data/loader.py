@@ -18,14 +18,14 @@ class RandomCrop(grain.transforms.RandomMap):
     """The same `frames` frames of every array, whole blocks of `stride`, from a random block of the record's.
 
     Labelled records bring `first_frame`, where their first whole block begins, and keep the `actions` between the
-    blocks of the crop. Grain draws `rng` from the seed and the index.
+    blocks of the crop; an `id` stays as it is. Grain draws `rng` from the seed and the index.
     """
 
     def __init__(self, frames: int, stride: int):
         self._frames, self._stride = frames, stride
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        arrays = {name: value for name, value in element.items() if name not in ("actions", "first_frame")}
+        arrays = {name: value for name, value in element.items() if name not in ("actions", "first_frame", "id")}
         first = element.get("first_frame", 0)
         places = (len(next(iter(arrays.values()))) - first - self._frames) // self._stride + 1
         block = int(rng.integers(places))
@@ -33,6 +33,8 @@ class RandomCrop(grain.transforms.RandomMap):
         crop = {name: array[start : start + self._frames] for name, array in arrays.items()}
         if "actions" in element:
             crop["actions"] = element["actions"][block : block + self._frames // self._stride - 1]
+        if "id" in element:
+            crop["id"] = np.array(element["id"])
         return crop
 
 
@@ -100,7 +102,8 @@ def training_iterator(
 ) -> BatchIterator:
     """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`, as `fields` name.
 
-    Of labelled data also actions uint16 `[B, F / stride - 1]`. `batch_size` is the global one. Host `h` reads rows
+    Of labelled data also actions uint16 `[B, F / stride - 1]`; `fields` may name `id`, str `[B]`, too.
+    `batch_size` is the global one. Host `h` reads rows
     `[h * b, (h + 1) * b)` of each global batch, `b = batch_size / host_count`, so the batches of all hosts one after
     another are the batch of a single host. Each DATASET has its share of every stretch of rows, and is shuffled and
     cropped anew in every epoch of its own. Raises `UserError` naming the fields if no such batch can be made.

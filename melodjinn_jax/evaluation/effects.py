@@ -79,7 +79,7 @@ def natural_holds(keys: np.ndarray, num_keys: int) -> list[int]:
 
 
 def measure_effects(
-    instrument: Instrument, clips: Clips, prompt_frames: int, temperature: float, window: int | None = None
+    instrument: Instrument, clips: Clips, prompt_frames: int, temperature: float, frames: int = 0
 ) -> Effects:
     """Press every key once after the start of every clip, as long as it usually lasts, and compare with NOOP.
 
@@ -88,11 +88,11 @@ def measure_effects(
       clips: their first `prompt_frames` frames, whole blocks, are the contexts.
       prompt_frames: of each context.
       temperature: of the sampling.
-      window: frames after the press that are measured, whole blocks; None: `window_frames`.
+      frames: to play after the press, whole blocks; those of `window_frames` are measured, and played at least.
     """
     stride, num_keys, C = instrument.stride, instrument.num_keys, len(clips.codes)
-    window = window or window_frames(stride)
-    start, blocks = prompt_frames // stride, (prompt_frames + window) // stride
+    window = window_frames(stride)
+    start, blocks = prompt_frames // stride, (prompt_frames + max(window, frames)) // stride
     holds = natural_holds(clips.keys, num_keys)
     keys = np.zeros((num_keys + 1, C, blocks - 1), np.int64)
     keys[:, :, : start - 1] = clips.keys[:, : start - 1]

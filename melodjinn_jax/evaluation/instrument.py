@@ -12,7 +12,7 @@ import optax
 from melodjinn_jax.codecs import Codec
 from melodjinn_jax.data.audio import to_int16
 from melodjinn_jax.live.generator import generate, sample
-from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS
+from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
 from melodjinn_jax.training.state import Models, State
 from melodjinn_jax.training.step import encode_keys
 
@@ -108,6 +108,11 @@ class TrainedInstrument:
         encode = jax.jit(encode_keys, static_argnums=0)
         patches = to_int16(waveform).reshape(len(waveform), -1, self.hop_length)
         return _in_rows(lambda first, patches: encode(self._models, networks, patches), patches)
+
+
+def instrument_of(run: Run) -> TrainedInstrument:
+    """The models of a loaded run."""
+    return TrainedInstrument(run.models, run.state, run.codec, run.action_space.num_keys)
 
 
 def _in_rows(function: Callable, *arrays: np.ndarray) -> np.ndarray:

@@ -9,6 +9,9 @@ import numpy as np
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.data.loader import training_iterator
 from melodjinn_jax.data.mixture import Mixture
+from melodjinn_jax.evaluation.effects import Clips
+from melodjinn_jax.evaluation.instrument import instrument_of
+from melodjinn_jax.evaluation.meaning import measure_meaning
 from melodjinn_jax.evaluation.measures import (
     FULL_SCALE,
     cross_entropies,
@@ -23,15 +26,9 @@ from melodjinn_jax.training.step import encode_codes, encode_keys
 
 
 @dataclass(frozen=True)
-class HeldOutMusic:
+class HeldOutMusic(Clips):
     """Held-out clips with the actions that the LAM, or the labels, find in them."""
 
-    waveform: np.ndarray
-    """float32 [B, F * H]."""
-    codes: np.ndarray
-    """int32 [B, F, Q]."""
-    keys: np.ndarray
-    """int32 [B, N - 1]."""
     num_actions: int
     """Codes in use, or keys where only those are known."""
 
@@ -45,6 +42,7 @@ def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> He
         crop_frames=config.frames,
         seed=0,
         stride=run.action_space.stride,
+        fields=("waveform", "codes", "id"),
     )
     batch = next(draw)
     if data.labels:
@@ -56,19 +54,21 @@ def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> He
             for encode in (encode_keys, encode_codes)
         )
     sound = batch["waveform"].reshape(config.clips, -1) / FULL_SCALE
-    return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32), len(np.unique(codes)))
+    # A record without a place is a track of its own.
+    names = [name.rpartition("/")[0] or name for name in batch["id"].tolist()]
+    tracks = np.unique(names, return_inverse=True)[1]
+    num_actions = len(np.unique(codes))
+    return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32), tracks, num_actions)
 
 
 def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """All measures, and the example that the report shows (waveforms and actions of one clip)."""
     num_keys = run.action_space.num_keys
-    usage = np.bincount(held_out.keys.ravel(), minlength=num_keys + 1) / held_out.keys.size
     decoded = np.asarray(run.codec.decode(held_out.codes))
     heard = level(held_out.waveform, run.codec.hop_length)
     measures: dict[str, Any] = {
         "num_actions": held_out.num_actions,
         "num_keys": num_keys,
-        "key_usage": usage.tolist(),
         "held_out_level_db": heard[0],
         "held_out_silence_share": heard[1],
         "codec_logmel_distance": logmel_distance(held_out.waveform, decoded),
@@ -78,6 +78,8 @@ def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -
     sampled, example = _generate_and_measure(run, held_out, config, config.temperature)
     measures |= greedy
     measures["sampled"] = {"temperature": config.temperature, **sampled}
+    instrument = instrument_of(run)
+    measures["meaning"], _ = measure_meaning(instrument, held_out, config.prompt_frames, config.temperature)
     measures["generation_real_time_factor"] = real_time_factor(run.models, run.state, run.codec)
     return measures, example
 

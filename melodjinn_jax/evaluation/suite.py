@@ -9,7 +9,10 @@ import numpy as np
 from melodjinn_jax.codecs import Codec
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.evaluation.control import Press, plan_presses, score_presses, worst_key
+from melodjinn_jax.evaluation.effects import Clips
+from melodjinn_jax.evaluation.instrument import TrainedInstrument
 from melodjinn_jax.evaluation.labels import LabelScores, score_labels
+from melodjinn_jax.evaluation.meaning import measure_meaning
 from melodjinn_jax.evaluation.measures import FULL_SCALE, cross_entropies, logmel_correlation, real_time_factor
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector, match_onsets
 from melodjinn_jax.live.generator import generate
@@ -84,9 +87,18 @@ class Evaluator:
         sampled, _ = self._generate_and_score(held_out, scenes, labels, self.config.temperature)
         measures |= greedy
         measures["sampled"] = {"temperature": self.config.temperature, **sampled}
+        measures["meaning"] = self._meaning(held_out, keys)
         measures["generation_real_time_factor"] = real_time_factor(self.models, self.state, self.codec)
         measures["success"] = self._succeeded(measures)
         return measures, {**example, "actions": keys[example["clip"]].tolist()}
+
+    def _meaning(self, held_out: HeldOut, keys: np.ndarray) -> dict[str, Any]:
+        """What can be measured without ground truth; every clip is a world of its own, and so a track."""
+        B = len(keys)
+        sound = held_out.waveform.reshape(B, -1) / FULL_SCALE
+        clips = Clips(sound, held_out.codes.astype(np.int32), keys, np.arange(B))
+        instrument = TrainedInstrument(self.models, self.state, self.codec, self.num_keys)
+        return measure_meaning(instrument, clips, self.config.prompt_frames, self.config.temperature)[0]
 
     def _networks(self) -> State:
         return {name: self.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}

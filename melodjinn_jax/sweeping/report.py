@@ -17,7 +17,7 @@ from melodjinn_jax.sweeping.schedule import JobState
 
 MODELS = {"dynamics": "dynamics model", "lam": "latent action model"}
 UNITS = {"dynamics": "nats per token", "lam": "squared error"}
-VARIABLES = {"flops": "training FLOPs", "parameters": "parameters", "positions": "tokens or blocks"}
+POSITIONS = {"dynamics": "tokens", "lam": "blocks"}
 _RUN_COLUMNS = ["run", "model", "parameters", "tokens or blocks", "FLOPs", "held-out loss", "keys", "CPU s"]
 _PREDICTION_COLUMNS = ["model", "law of", "run", "predicted", "measured", "off by", "repeating the last is off by"]
 _LAW_COLUMNS = ["model", "law of", "runs", "irreducible loss", "exponents"]
@@ -32,7 +32,8 @@ def write_sweep_report(
       UserError: it cannot be written.
     """
     done = sum(state.status == "done" for state in states.values())
-    facts = [f"{done} of {len(states)} jobs done", f"{len(outcomes)} runs measured"]
+    seconds = sum(state.cpu_seconds for state in states.values())
+    facts = [f"{done} of {len(states)} jobs done", f"{len(outcomes)} runs measured", f"{seconds:,.0f} s of CPU time"]
     facts += [f"{what}: {state.message}" for what, state in states.items() if state.status in ("failed", "blocked")]
     head = join(
         [
@@ -101,7 +102,11 @@ def prediction_rows(findings: Sequence[Finding]) -> list[list[str]]:
 
 
 def law_of(finding: Finding) -> str:
-    return " and ".join(VARIABLES[name] for name in finding.variables)
+    return " and ".join(_variable(finding, name) for name in finding.variables)
+
+
+def _variable(finding: Finding, name: str) -> str:
+    return {"flops": "training FLOPs", "positions": POSITIONS[finding.model]}.get(name, name)
 
 
 def _share(error: float | None) -> str:
@@ -176,8 +181,8 @@ def _figure(finding: Finding, index: int, outcomes: Sequence[Outcome]) -> Html:
         _series(finding, group, index, x, f"c{color % NUM_COLORS}", at)
         for color, (at, group) in enumerate(sorted(groups.items()))
     ]
-    title = f"{MODELS[finding.model].capitalize()}: loss over {VARIABLES[name]}"
-    note = UNITS[finding.model] + (f"; a curve for every number of {VARIABLES[others[0]]}" if others else "")
+    title = f"{MODELS[finding.model].capitalize()}: loss over {_variable(finding, name)}"
+    note = UNITS[finding.model] + (f"; a curve for every number of {_variable(finding, others[0])}" if others else "")
     chart = law_chart(series, title, finding.law.irreducible)
     return tag("figure", tag("figcaption", tag("h3", title), tag("p", note)), chart)
 

@@ -131,9 +131,11 @@ def find_laws(outcomes: list[Outcome]) -> list[Finding]:
         fitted = [outcome for outcome in own if not outcome.is_held_out]
         held_out = [outcome for outcome in own if outcome.is_held_out]
         both = tuple(name for name in ("parameters", "positions") if len({getattr(o, name) for o in fitted}) > 1)
-        for variables, points in ((("flops",), frontier(fitted)), (both, fitted)):
+        # The law of compute is about the runs that make the most of theirs, and says nothing of others.
+        best = [outcome for outcome in frontier(own) if outcome.is_held_out]
+        for variables, points, tried in ((("flops",), frontier(fitted), best), (both, fitted, held_out)):
             if variables and len(points) >= runs_needed(len(variables)):
-                findings.append(find_law(points, held_out, variables))
+                findings.append(find_law(points, tried, variables))
     return findings
 
 

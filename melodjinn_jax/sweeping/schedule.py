@@ -15,7 +15,7 @@ from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.sweeping.plan import Job
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
 _USER_ERROR = 2  # the exit status of a command that was asked for what cannot work: to ask again is no use
 
 
@@ -55,6 +55,7 @@ class Schedule:
     command_of: Callable[[Job], list[str]]
     logs: Path
     states: dict[str, JobState]
+    """Of every job."""
     save: Callable[[], None]
     """Writes the states down; called whenever one changes."""
     limit: int = 1
@@ -70,7 +71,7 @@ class Schedule:
         If the process is asked to stop, its jobs are too, and waited for: they save and can be resumed.
         """
         for job in self.jobs:
-            state = self.states.setdefault(job.name, JobState())
+            state = self.states[job.name]
             is_done = state.status == "done" and (job.product is None or job.product.is_file())
             state.status = "done" if is_done else "waiting"
         previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -121,8 +122,8 @@ class Schedule:
         process.returncode = os.waitstatus_to_exitcode(status)
         del self._running[job.name]
         state = self.states[job.name]
-        state.wall_seconds += round(time.monotonic() - began, 1)
-        state.cpu_seconds += round(usage.ru_utime + usage.ru_stime, 1)
+        state.wall_seconds = round(state.wall_seconds + time.monotonic() - began, 1)
+        state.cpu_seconds = round(state.cpu_seconds + usage.ru_utime + usage.ru_stime, 1)
         self._judge(job, state, process.returncode)
         self.save()
 

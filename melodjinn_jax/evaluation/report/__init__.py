@@ -4,6 +4,7 @@ from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.report.files import RunFiles, read_files
 from melodjinn_jax.evaluation.report.headline import header, tiles
+from melodjinn_jax.evaluation.report.meaning import meaning
 from melodjinn_jax.evaluation.report.numbers import commands, confusion, numbers, settings
 from melodjinn_jax.evaluation.report.page import render_page
 from melodjinn_jax.evaluation.report.sound import control, listen, one_clip
@@ -33,6 +34,7 @@ def render(files: RunFiles) -> str:
         "clip": ("One clip", one_clip(files)),
         "control": ("Press and hear", control(files)),
         "training": ("Training", training(files)),
+        "meaning": ("What the actions mean", meaning(files)),
         "confusion": ("Hits and keys", confusion(files)),
         "numbers": ("All numbers", numbers(files)),
         "settings": ("Settings", settings(files)),

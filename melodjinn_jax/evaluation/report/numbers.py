@@ -50,7 +50,7 @@ EXPLANATIONS = {
     "parameters.lam": "parameters of the latent action model",
     "parameters.dynamics": "parameters of the dynamics model",
 }
-_LISTED_APART = ("sampled", "confusion", "drum_of_key", "drums", "keys", "key_usage")
+_LISTED_APART = ("sampled", "confusion", "drum_of_key", "drums", "keys", "meaning")
 
 
 def confusion(files: RunFiles) -> Html:
@@ -136,8 +136,8 @@ def _cross_entropies(results: dict[str, Any]) -> Html:
 
 
 def _key_usage(files: RunFiles) -> Html:
-    shares = files.results.get("key_usage", [])
-    if not shares:
+    shares = [share["value"] for share in files.results.get("meaning", {}).get("key_share", [])]
+    if not any(shares):
         return NOTHING
     bars = []
     for key, share in enumerate(shares):
