@@ -33,7 +33,7 @@ class CodecOptions:
     """kbps of EnCodec: 1.5, 3, 6, 12 or 24."""
     codec_weights: str = ""
     """Safetensors file with EnCodec's published weights; empty: from the Hub."""
-    fit: CodecConfig = field(default_factory=lambda: CodecConfig(codebook_size=1024, num_codebooks=4, steps=400))
+    fit: CodecConfig = field(default_factory=lambda: CodecConfig(codebook_size=1024, num_codebooks=4, steps=200))
     """The fitted codec; at first the rate of EnCodec at 3 kbps."""
 
 
