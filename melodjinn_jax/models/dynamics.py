@@ -231,5 +231,5 @@ def make_dynamics(config: DynamicsConfig, **arguments: Any) -> DynamicsModel:
       config: of the model.
       arguments: num_codebooks, codebook_size, num_actions, action_stride, compute and rngs.
     """
-    layout = {"flat": FlatDynamics, "depth": DepthDynamics}[config.layout]
-    return layout(config, **arguments)
+    layouts: dict[str, Callable[..., DynamicsModel]] = {"flat": FlatDynamics, "depth": DepthDynamics}
+    return layouts[config.layout](config, **arguments)

@@ -150,11 +150,9 @@ class Transformer(nnx.Module):
         def body(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x), None
 
-        if self.remat != "none":
-            policies = jax.checkpoint_policies
-            kept = policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else policies.nothing_saveable
-            body = jax.checkpoint(body, policy=kept, prevent_cse=unroll)
-        x_BLD, _ = jax.lax.scan(body, x_BLD.astype(self.dtype), self.blocks, unroll=unroll)
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        step = body if self.remat == "none" else jax.checkpoint(body, policy=saved, prevent_cse=unroll)
+        x_BLD, _ = jax.lax.scan(step, x_BLD.astype(self.dtype), self.blocks, unroll=unroll)
         return self.norm(x_BLD)
 
     def init_cache(self, batch_size: int) -> KVCache:
