@@ -5,11 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/toy_drums
 
-.PHONY: toy test install lint clean
+.PHONY: toy demo test install lint clean
 
 toy: $(VENV)/.installed  ## train the toy drum world, evaluate it, write WORKDIR/report.html
 	$(BIN)/python -m melodjinn_jax.train --config experiments/toy_drums.py --workdir $(WORKDIR)
 	@echo "open $(WORKDIR)/report.html"
+
+demo: $(VENV)/.installed  ## play the toy drum world in the browser; trains it first if need be
+	test -f $(WORKDIR)/report.html || $(MAKE) toy
+	$(BIN)/python -m melodjinn_jax.play --workdir $(WORKDIR)
 
 test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest -n 2

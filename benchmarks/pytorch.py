@@ -211,10 +211,8 @@ def main() -> int:
     print(
         f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, jax {jax.__version__}"
     )
-    print(
-        "| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |\n"
-        "|---|---|---|---|---|"
-    )
+    print("| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |")
+    print("|---" * 5 + "|")
     for size in arguments.sizes:
         contest = prepare(SIZES[size], arguments.batch_size)
         tokens = arguments.steps * contest.tokens_per_step

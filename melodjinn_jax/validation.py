@@ -163,6 +163,7 @@ def _dynamics(config: Config) -> Checks:
         )
     yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
+    yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
 
 
 def _phases(config: Config) -> Checks:
@@ -193,6 +194,19 @@ def _training(config: Config) -> Checks:
     runtime = config.runtime
     yield from _at_least(runtime, "runtime", 1, "log_every", "save_every", "keep_checkpoints")
     yield from _at_least(runtime, "runtime", 0, "data_workers")
+    yield from _at_least(runtime, "runtime", 1, "accumulate")
+    yield (
+        training.batch_size % runtime.accumulate > 0,
+        f"runtime.accumulate is {runtime.accumulate}: it must divide training.batch_size, {training.batch_size}",
+    )
+    yield (
+        runtime.accumulate > 1 and config.latent_actions.gradient == "dynamics",
+        f"runtime.accumulate is {runtime.accumulate}: it must be 1 while latent_actions.gradient is dynamics",
+    )
+    yield (
+        runtime.attention == "cudnn" and training.dtype == "float32",
+        "runtime.attention is cudnn: it needs training.dtype bfloat16",
+    )
 
 
 def _optimizer(prefix: str, optimizer: OptimizerConfig) -> Checks:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from melodjinn_jax.config import DynamicsConfig
-from melodjinn_jax.models.transformer import Block, KVCache, Transformer
+from melodjinn_jax.models.transformer import Block, Compute, KVCache, Transformer
 
 
 def align_actions(actions: jax.Array, null: jax.Array, stride: int) -> jax.Array:
@@ -142,15 +142,15 @@ class DynamicsModel(nnx.Module):
 class FlatDynamics(DynamicsModel):
     """One sequence of tokens, one step of the transformer for each."""
 
-    def __init__(self, config: DynamicsConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, **sizes: int):
+    def __init__(self, config: DynamicsConfig, *, compute: Compute, rngs: nnx.Rngs, **sizes: int):
         super().__init__(**sizes)
-        embedding = _embedding(config.dim, dtype, rngs)
+        embedding = _embedding(config.dim, compute.dtype, rngs)
         self.embed_token = embedding(self.codebook_size + 2)
         self.embed_codebook = embedding(self.num_codebooks)
         self.embed_action = embedding(self.null_action + 1)
         window = config.window * self.num_codebooks
-        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, window, dtype, rngs)
-        self.unembed = nnx.Linear(config.dim, self.codebook_size, dtype=dtype, rngs=rngs)
+        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, window, compute, rngs)
+        self.unembed = nnx.Linear(config.dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
 
     def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
         B, F, Q = context_BFQ.shape
@@ -183,17 +183,17 @@ class DepthDynamics(DynamicsModel):
     through the same table, in which every codebook has its own rows, for sums do not keep the order.
     """
 
-    def __init__(self, config: DynamicsConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs, **sizes: int):
+    def __init__(self, config: DynamicsConfig, *, compute: Compute, rngs: nnx.Rngs, **sizes: int):
         super().__init__(**sizes)
-        embedding = _embedding(config.dim, dtype, rngs)
+        embedding = _embedding(config.dim, compute.dtype, rngs)
         self.embed_token = embedding(self.num_codebooks * (self.codebook_size + 2))
         self.embed_codebook = embedding(self.num_codebooks)
         self.embed_action = embedding(self.null_action + 1)
-        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, config.window, dtype, rngs)
+        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, config.window, compute, rngs)
         dim, heads = config.depth_dim, config.depth_dim * config.num_heads // config.dim
-        self.to_depth = nnx.Linear(config.dim, dim, use_bias=False, dtype=dtype, rngs=rngs)
-        self.depth = Transformer(dim, heads, config.depth_layers, self.num_codebooks, dtype, rngs)
-        self.unembed = nnx.Linear(dim, self.codebook_size, dtype=dtype, rngs=rngs)
+        self.to_depth = nnx.Linear(config.dim, dim, use_bias=False, dtype=compute.dtype, rngs=rngs)
+        self.depth = Transformer(dim, heads, config.depth_layers, self.num_codebooks, compute, rngs)
+        self.unembed = nnx.Linear(dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
 
     def _embed(self, tokens: jax.Array, codebooks: jax.Array) -> jax.Array:
         return self.embed_token(tokens + codebooks * (self.codebook_size + 2))
@@ -242,7 +242,7 @@ def make_dynamics(config: DynamicsConfig, **arguments: Any) -> DynamicsModel:
 
     Args:
       config: of the model.
-      arguments: num_codebooks, codebook_size, num_actions, action_stride, dtype and rngs.
+      arguments: num_codebooks, codebook_size, num_actions, action_stride, compute and rngs.
     """
-    layout = {"flat": FlatDynamics, "depth": DepthDynamics}[config.layout]
-    return layout(config, **arguments)
+    layouts: dict[str, Callable[..., DynamicsModel]] = {"flat": FlatDynamics, "depth": DepthDynamics}
+    return layouts[config.layout](config, **arguments)

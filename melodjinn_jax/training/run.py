@@ -155,7 +155,8 @@ class Run:
     record: PhaseRecord
     action_space: ActionSpace
     state: State
-    """`dynamics`, and of a run that has a LAM `lam`, `feature_scale`, `codebook` and `key_of_code`."""
+    """`dynamics` (the moving average of its weights, if the run keeps one), and of a run that has a LAM `lam`,
+    `feature_scale`, `codebook` and `key_of_code`."""
 
     @property
     def has_lam(self) -> bool:
@@ -190,8 +191,10 @@ def load_run(path: str) -> Run:
                 f"--workdir {path} is at step {checkpoint.step}, in phase {record.phase}, and cannot play yet: "
                 "train it further"
             )
-        wanted = [name for name in (*LAM_PARTS, *CODEBOOK_PARTS, "dynamics") if name in parts]
+        dynamics = "dynamics_ema" if "dynamics_ema" in parts else "dynamics"
+        wanted = [name for name in (*LAM_PARTS, *CODEBOOK_PARTS, dynamics) if name in parts]
         arrays = store.read_arrays(checkpoint.step, *wanted)
+        arrays["dynamics"] = arrays.pop(dynamics)
     try:
         action_space = ActionSpace.from_json(metadata["action_space"])
     except ValueError as error:

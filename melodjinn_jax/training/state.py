@@ -15,6 +15,7 @@ from melodjinn_jax.models.bottlenecks import Codebook, empty_codebook, fsq_vecto
 from melodjinn_jax.models.dynamics import DynamicsModel, make_dynamics
 from melodjinn_jax.models.features import num_channels
 from melodjinn_jax.models.latent_action import LatentActionModel
+from melodjinn_jax.models.transformer import Compute
 from melodjinn_jax.training.optimizer import make_optimizer
 
 State = dict[str, Any]
@@ -29,6 +30,7 @@ class Phase(enum.StrEnum):
     frozen: `lam`, `codebook`, `key_of_code`, and no optimiser state of the LAM.
 
     `dynamics`, `dynamics_opt` and `dynamics_start` (the step it began at) are there once the dynamics model trains.
+    `dynamics_ema`, the moving average of `dynamics`, is there too if `dynamics.ema_decay` asks for it.
     A run on labels is frozen from the start and holds, of all these, only those of the dynamics model.
     """
 
@@ -55,8 +57,9 @@ class Models:
     codec: CodecShape
 
     @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.config.training.dtype)
+    def compute(self) -> Compute:
+        runtime = self.config.runtime
+        return Compute(jnp.dtype(self.config.training.dtype), runtime.remat, runtime.attention)
 
     @property
     def num_codes(self) -> int:
@@ -67,7 +70,7 @@ class Models:
         actions = self.config.latent_actions
         channels = num_channels(actions, self.codec.sample_rate, self.codec.hop_length)
         action_dim = actions.dim if actions.gradient == "reconstruction" else self.config.dynamics.dim
-        return LatentActionModel(actions, channels, action_dim, self.dtype, rngs)
+        return LatentActionModel(actions, channels, action_dim, self.compute, rngs)
 
     def _new_dynamics(self, rngs: nnx.Rngs) -> DynamicsModel:
         return make_dynamics(
@@ -76,7 +79,7 @@ class Models:
             codebook_size=self.codec.codebook_size,
             num_actions=self.num_codes,
             action_stride=self.config.latent_actions.action_stride,
-            dtype=self.dtype,
+            compute=self.compute,
             rngs=rngs,
         )
 
@@ -137,7 +140,9 @@ def with_dynamics(models: Models, state: State, step: int) -> State:
     """The state with a dynamics model that starts to train at `step`; fresh, unless it has one already."""
     params = state.get("dynamics") or jax.jit(models.init_dynamics)(stream(state["rng"], "dynamics"))
     opt_state = make_optimizer(models.config.dynamics_optimizer).init(params)
-    return {**state, "dynamics": params, "dynamics_opt": opt_state, "dynamics_start": jnp.int32(step)}
+    state = {**state, "dynamics": params, "dynamics_opt": opt_state, "dynamics_start": jnp.int32(step)}
+    # A copy, for a step gives all its buffers away, each of them once.
+    return state | ({"dynamics_ema": jax.tree.map(jnp.copy, params)} if models.config.dynamics.ema_decay else {})
 
 
 def commit(state: State) -> State:
