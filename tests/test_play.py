@@ -40,7 +40,7 @@ def run_play(monkeypatch, capsys, *arguments: str) -> str:
         (("--mock", "--temperature", "nan"), "--temperature is nan"),
         (("--mock", "--strength", "9"), "--strength is 9"),
         (("--mock", "--top-k", "-3"), "--top-k is -3"),
-        (("--mock", "--prot", "1"), "perhaps you meant --port"),
+        (("--mock", "--temprature", "1"), "perhaps you meant --temperature"),
         (("--workdir", "/nowhere"), "/nowhere"),
     ],
 )
@@ -107,7 +107,7 @@ def test_a_prompt_is_whole_blocks_of_a_recording_or_of_silence(tmp_path, stride)
     # Without a LAM nobody knows what happens in it.
     assert prompt.actions.tolist() == [NO_ACTION] * len(prompt.codes)
     write_wav(path, np.zeros(320 * stride - 1))
-    with pytest.raises(UserError, match="prompt.wav: shorter than"):
+    with pytest.raises(UserError, match=r"prompt\.wav: shorter than"):
         make_prompt(run, str(path))
 
 
