@@ -116,7 +116,7 @@ class StreamingGenerator(Streamer):
         _drop_stacked_blocks(model)
         self._null_action = model.null_action
         # Products take their operands in the compute type: cast once, not for every frame. Norms and sinks stay.
-        cast = lambda leaf: leaf.astype(run.models.dtype) if leaf.ndim > 1 else leaf  # noqa: E731
+        cast = lambda leaf: leaf.astype(run.models.compute.dtype) if leaf.ndim > 1 else leaf  # noqa: E731
         leaves, self._structure = jax.tree.flatten(jax.tree.map(cast, (model, layers)))
         self._weights = jax.device_put(leaves)
         depth = run.config.dynamics.window * run.config.dynamics.num_layers

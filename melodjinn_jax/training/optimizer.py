@@ -104,5 +104,5 @@ def apply_gradients(
 
 def update_average(average: Params, params: Params, decay: float, count: jax.Array) -> Params:
     """The moving average of parameters after step `count` (from 0); young averages forget faster, to lose the start."""
-    decay = jnp.minimum(decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda mean, x: decay * mean + (1 - decay) * x, average, params)
+    kept = jnp.minimum(decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda mean, x: kept * mean + (1 - kept) * x, average, params)
