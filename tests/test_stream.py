@@ -36,7 +36,7 @@ def script(rng, run, sampling, frames=FRAMES):
 
 def play(streamer, scripts, pauses=None):
     """Play a script in each slot that has one, each pausing at random if `pauses` is a generator: codes and sound."""
-    slots = streamer.slots
+    slots, scripts = streamer.slots, [frames or [] for frames in scripts]
     at, codes, sound = [0] * slots, [[] for _ in range(slots)], [[] for _ in range(slots)]
     for slot, frames in enumerate(scripts):
         if frames:
