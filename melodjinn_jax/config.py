@@ -120,6 +120,8 @@ class LatentActionConfig:
 class DynamicsConfig:
     """The dynamics transformer over codec tokens."""
 
+    layout: Literal["flat", "depth"] = "flat"
+    """One step of the transformer per token, or one per frame and a small second transformer over its codebooks."""
     dim: int = 64
     """Model width (D)."""
     num_heads: int = 4
@@ -128,6 +130,10 @@ class DynamicsConfig:
     """Transformer blocks."""
     window: int = 48
     """Frames that each token looks back over, in training as in play."""
+    depth_dim: int = 64
+    """Width of the second transformer of the depth layout; its heads are as wide as the others."""
+    depth_layers: int = 2
+    """Blocks of the second transformer of the depth layout."""
     max_mask_rate: float = 1.0
     """Each clip hides whole frames of its context at a rate drawn from U(0, max_mask_rate)."""
     splice_probability: float = 0.5

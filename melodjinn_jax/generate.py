@@ -10,12 +10,16 @@ from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.actions import extract_actions, format_actions, parse_actions
 from melodjinn_jax.experiment import command_line, parse_arguments
 from melodjinn_jax.live.generator import generate
+from melodjinn_jax.live.prompt import make_prompt
+from melodjinn_jax.live.replay import batch_of, read_session, sample_anew
+from melodjinn_jax.live.session import require_instrument
+from melodjinn_jax.live.stream import StreamingGenerator, instrument_of, render_codes
 from melodjinn_jax.training.run import Run, load_run, tune_process
 
 
 @dataclass(frozen=True)
 class GenerateArguments:
-    """Generate audio under given actions, or under those of a recording."""
+    """Generate audio under given actions, under those of a recording, or as a session was played."""
 
     workdir: str
     """Work directory of a trained run."""
@@ -25,6 +29,10 @@ class GenerateArguments:
     """Keys to press, one per action: "0x60 2 0x30 3" is 60 times NOOP, key 2, 30 times NOOP, key 3."""
     actions_from: str = ""
     """Recording whose actions are extracted and played instead."""
+    session: str = ""
+    """Session file that was saved while playing, to be heard again; it brings its own prompt, seed and sampling."""
+    resample: bool = False
+    """Sample the session's actions anew instead of decoding the codes that were played."""
     prompt: str = ""
     """Recording to start from; empty: silence."""
     seed: int = 0
@@ -33,16 +41,6 @@ class GenerateArguments:
     """0 takes the likeliest token; higher is freer."""
     top_k: int = 0
     """Sample from the likeliest tokens only; 0: from all."""
-
-
-def prompt_codes(run: Run, path: str) -> np.ndarray:
-    """Codes int32 [F, Q] of the recording to start from, cut to whole blocks; of one silent block without one."""
-    block = run.codec.hop_length * run.action_space.stride
-    waveform = load_audio(path, run.codec.sample_rate) if path else np.zeros(block, np.float32)
-    blocks = len(waveform) // block
-    if blocks == 0:
-        raise UserError(f"--prompt {path}: shorter than one block of {block} samples")
-    return np.asarray(run.codec.encode(waveform[None, : blocks * block]))[0]
 
 
 def render(run: Run, arguments: GenerateArguments) -> np.ndarray:
@@ -60,21 +58,17 @@ def render(run: Run, arguments: GenerateArguments) -> np.ndarray:
         print(format_actions(keys))
     else:
         keys = parse_actions(arguments.actions, run.action_space.num_keys)
-    prompt = prompt_codes(run, arguments.prompt)
+    prompt = make_prompt(run, arguments.prompt)
     stride = run.action_space.stride
-    # Nothing was pressed in silence; what happens within a prompt is not known unless a LAM hears it.
-    unheard = run.models.num_codes if arguments.prompt else 0
-    heard = np.full(len(prompt) // stride - 1, unheard)
-    if arguments.prompt and run.has_lam:
-        heard = extract_actions(run, load_audio(arguments.prompt, run.codec.sample_rate))[: len(heard)]
-    frames = len(prompt) + len(keys) * stride
-    given = np.zeros((1, frames, prompt.shape[1]), np.int32)
-    given[0, : len(prompt)] = prompt
+    heard = np.minimum(prompt.actions[stride::stride], run.models.num_codes)
+    frames = len(prompt.codes) + len(keys) * stride
+    given = np.zeros((1, frames, run.codec.num_codebooks), np.int32)
+    given[0, : len(prompt.codes)] = prompt.codes
     codes = generate(
         run.models,
         run.state["dynamics"],
         given,
-        len(prompt),
+        len(prompt.codes),
         np.concatenate([heard, keys])[None],
         seed=arguments.seed,
         temperature=arguments.temperature,
@@ -83,9 +77,26 @@ def render(run: Run, arguments: GenerateArguments) -> np.ndarray:
     return np.asarray(run.codec.decode(codes))[0]
 
 
+def render_session(run: Run, path: str, resample: bool) -> np.ndarray:
+    """The waveform float32 [samples] of a session file, from its first frame on."""
+    session, made_with = read_session(path)
+    require_instrument(session, instrument_of(run), to_continue=resample)
+    codes = session.codes
+    if resample:
+        slots, slot = batch_of(made_with)
+        codes = sample_anew(StreamingGenerator(run, slots), session, slot)
+        same = (codes == session.codes).mean()
+        print(f"{same:.2%} of the codes are those that were played", file=sys.stderr)
+    return render_codes(run.codec, codes)
+
+
 def check_arguments(arguments: GenerateArguments) -> None:
-    if bool(arguments.actions) == bool(arguments.actions_from):
-        raise UserError("give either --actions or --actions-from")
+    if sum(map(bool, (arguments.actions, arguments.actions_from, arguments.session))) != 1:
+        raise UserError("give one of --actions, --actions-from and --session")
+    if arguments.session and arguments.prompt:
+        raise UserError("--prompt is for --actions: a session brings its own")
+    if arguments.resample and not arguments.session:
+        raise UserError("--resample needs the --session whose actions it takes")
     if not arguments.temperature >= 0:
         raise UserError(f"--temperature is {arguments.temperature}: it must not be negative")
     if arguments.top_k < 0:
@@ -100,7 +111,10 @@ def main() -> None:
     check_arguments(arguments)
     run = load_run(arguments.workdir)
     tune_process(run.config.runtime.compile_cache)
-    waveform = render(run, arguments)
+    if arguments.session:
+        waveform = render_session(run, arguments.session, arguments.resample)
+    else:
+        waveform = render(run, arguments)
     write_wav(arguments.out, waveform, run.codec.sample_rate)
     print(f"{arguments.out}: {len(waveform) / run.codec.sample_rate:.2f} s", file=sys.stderr)
 

@@ -140,6 +140,14 @@ def _dynamics(config: Config) -> Checks:
     dynamics = config.dynamics
     yield from _at_least(dynamics, "dynamics", 1, "num_heads", "num_layers", "window")
     yield from _heads("dynamics", dynamics.dim, dynamics.num_heads)
+    if dynamics.layout == "depth":
+        yield from _at_least(dynamics, "dynamics", 1, "depth_dim", "depth_layers")
+        head_dim = dynamics.dim // dynamics.num_heads
+        yield (
+            dynamics.depth_dim % head_dim > 0,
+            f"dynamics.depth_dim is {dynamics.depth_dim}: it must be a multiple of the width of a head, {head_dim}, "
+            "which is dynamics.dim over dynamics.num_heads",
+        )
     yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
 

@@ -12,6 +12,7 @@ from aiohttp import ClientSession
 from live_client import Client, connected, mock_stage, running, with_client
 
 from melodjinn_jax.live import protocol
+from melodjinn_jax.live.listener import MAX_OUTBOX, STALL_SECONDS, Listener
 from melodjinn_jax.live.mock import MockStreamer
 from melodjinn_jax.live.server import Server
 from melodjinn_jax.live.session import Session
@@ -294,6 +295,43 @@ def test_a_reader_that_stops_and_clients_that_vanish_disturb_nobody():
             assert frames == list(range(1, len(frames) + 1))
 
     run(scene)
+
+
+class Transport:
+    """A connection with bytes that were not sent yet."""
+
+    def __init__(self):
+        self.unsent, self.aborted = 1000, False
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+@pytest.mark.parametrize(("taken", "left"), [(0, True), (1, False)])
+def test_who_takes_nothing_of_what_is_sent_is_left_and_who_is_only_slow_is_not(taken, left):
+    transport = Transport()
+    listener = Listener(None, transport, None, None)
+    for _ in range(2 * STALL_SECONDS):
+        listener._leave_if_stalled()  # nothing to send: a client may be silent for ever
+    assert not transport.aborted
+    listener._sending = True
+    for _ in range(2 * STALL_SECONDS):
+        transport.unsent -= taken
+        listener._leave_if_stalled()
+    assert transport.aborted == left
+
+
+def test_what_waits_for_a_reader_is_bounded():
+    transport = Transport()
+    listener = Listener(None, transport, None, None)
+    for _ in range(MAX_OUTBOX):
+        listener._say("settings")
+    assert not transport.aborted
+    listener._say("settings")
+    assert transport.aborted
 
 
 class BrokenStreamer(MockStreamer):

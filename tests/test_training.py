@@ -368,6 +368,40 @@ def test_generate_plays_actions_and_those_of_a_recording_and_refuses_what_is_not
         assert done.stderr.count("\n") == 1
 
 
+def test_a_session_sounds_the_same_in_another_process_and_is_sampled_anew_bit_for_bit(evaluated, tmp_path):
+    from melodjinn_jax.data.audio import write_wav
+    from melodjinn_jax.live.prompt import make_prompt
+    from melodjinn_jax.live.replay import sample_anew
+    from melodjinn_jax.live.session import Sampling, Session
+    from melodjinn_jax.live.stream import StreamingGenerator, instrument_of
+    from melodjinn_jax.training.run import load_run
+
+    run = load_run(str(evaluated))
+    streamer, prompt = StreamingGenerator(run, slots=2), make_prompt(run, "")
+    actions = np.random.default_rng(0).integers(0, run.action_space.num_keys + 1, 40)
+
+    def perform(codes: np.ndarray) -> Session:
+        session = Session(instrument_of(run), Sampling(seed=7, temperature=1.0), prompt.codes, prompt.actions)
+        for index, action in enumerate(actions):
+            if index == 30:
+                session.change(Sampling(seed=7, temperature=0.5, top_k=4))
+            session.append(codes[index], action)
+        return session
+
+    draft = perform(np.zeros((40, 2)))
+    session = perform(sample_anew(streamer, draft, slot=1)[len(prompt.codes) :])
+    take, clip = tmp_path / "take.melodjinn", tmp_path / "here.wav"
+    take.write_bytes(session.to_bytes(streamer.made_with(slot=1)))
+    write_wav(clip, streamer.render(session.codes))
+    for number, extra in enumerate(((), ("--resample", "true"))):
+        again = tmp_path / f"{number}.wav"
+        arguments = ("--workdir", str(evaluated), "--session", str(take), "--out", str(again), *extra)
+        done = run_command("generate", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert again.read_bytes() == clip.read_bytes()
+    assert "100.00% of the codes are those that were played" in done.stderr
+
+
 def test_actions_of_a_long_recording_do_not_depend_on_its_pieces(evaluated, monkeypatch):
     from melodjinn_jax.evaluation import actions
     from melodjinn_jax.training.run import load_run

@@ -19,7 +19,7 @@ from melodjinn_jax.live.session import Session
 MAX_BAD_MESSAGES = 20
 MAX_OUTBOX = 512
 """Messages that may wait for a client to read them: more than the audio that may be made ahead."""
-STALL_SECONDS = 10.0
+STALL_SECONDS = 10
 """A client that reads nothing for so long is left."""
 
 
@@ -47,6 +47,7 @@ class Listener:
         self._outbox: asyncio.Queue[str | bytes | int] = asyncio.Queue(MAX_OUTBOX)
         self._task: asyncio.Task[None] | None = None
         self._bad = 0
+        self._sending, self._stalled, self._unsent = False, 0, 0
 
     async def refuse(self, code: str, sentence: str) -> None:
         """Say why, and close."""
@@ -63,12 +64,12 @@ class Listener:
         self._seat = seat
         self._say("welcome", **welcome, **performance.describe_take(), settings=performance.describe_settings())
         sender = asyncio.create_task(self._send_all())
-        health = asyncio.create_task(self._report_health())
+        care = asyncio.create_task(self._look_after())
         try:
             await self._receive_all()
         finally:
             self._conductor.leave(seat)
-            for task in (sender, health, self._task):
+            for task in (sender, care, self._task):
                 if task is not None:
                     task.cancel()
 
@@ -180,10 +181,12 @@ class Listener:
         self._say("settings", **self._performance.describe_settings())
         self._say("take", **self._performance.describe_take())
 
-    async def _report_health(self) -> None:
+    async def _look_after(self) -> None:
+        """Once a second: is the client still reading, and how does it go?"""
         performance = self._performance
         while True:
             await asyncio.sleep(1)
+            self._leave_if_stalled()
             median, worst = self._conductor.frame_milliseconds()
             if performance.playing and median:
                 self._say(
@@ -223,25 +226,22 @@ class Listener:
         try:
             while True:
                 content = await self._outbox.get()
-                if isinstance(content, int):
+                self._sending = True
+                if isinstance(content, str):
+                    await self._socket.send_str(content)
+                elif isinstance(content, bytes):
+                    await self._socket.send_bytes(content)
+                else:
                     await self._socket.close(code=content)
                     return
-                if isinstance(content, str):
-                    await self._unless_stalled(self._socket.send_str(content))
-                else:
-                    await self._unless_stalled(self._socket.send_bytes(content))
+                self._sending = False
         except ConnectionError:
             return  # the client has gone; the receiving side learns it too
 
-    async def _unless_stalled(self, sending: Awaitable[None]) -> None:
-        """Wait for a message to be taken; if nothing at all of it is taken for `STALL_SECONDS`, leave the client."""
-        task, left = asyncio.ensure_future(sending), float("inf")
-        while True:
-            done, _ = await asyncio.wait({task}, timeout=STALL_SECONDS)
-            if done:
-                return task.result()
-            if self._transport.get_write_buffer_size() >= left:
-                self._transport.abort()
-                task.cancel()
-                return None
-            left = self._transport.get_write_buffer_size()
+    def _leave_if_stalled(self) -> None:
+        """Called once a second: leave a client that has taken nothing of what is being sent for `STALL_SECONDS`."""
+        unsent = self._transport.get_write_buffer_size()
+        self._stalled = self._stalled + 1 if self._sending and unsent >= self._unsent else 0
+        self._unsent = unsent
+        if self._stalled >= STALL_SECONDS:
+            self._transport.abort()

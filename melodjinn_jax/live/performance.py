@@ -66,17 +66,12 @@ class Performance:
         self._audible = session.end
         session.change(self.sampling)
         first = max(session.first_frame, session.end - self._streamer.priming_frames)
-        first += -first % self.instrument.action_stride
+        first -= first % self.instrument.action_stride
         self._first = self._cursor = first
         self._decided = session.end
-        self.pending = Start(first, self._start_codes())
+        self.pending = Start(first, session.opening(first, self._streamer.start_frames))
         self._action = int(session.actions[-1])
         self.keyboard.forget_presses()
-
-    def _start_codes(self) -> np.ndarray:
-        """The codes [start_frames, Q] that the decoder begins with; a shorter stream is repeated at its end."""
-        known = self.session.codes[self._first - self.session.first_frame :][: self._streamer.start_frames]
-        return np.pad(known, ((0, self._streamer.start_frames - len(known)), (0, 0)), mode="edge")
 
     @property
     def end(self) -> int:

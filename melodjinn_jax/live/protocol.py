@@ -21,7 +21,7 @@ AUDIO, SESSION, WAV = 1, 2, 3
 """First byte of a binary message."""
 _AUDIO_HEADER = struct.Struct("<BBHIHH")
 
-CLOSING = {"rate": 1008, "token": 1008, "slow": 1008, "size": 1009, "server": 1011, "full": 1013}
+CLOSING = {"rate": 1008, "token": 1008, "size": 1009, "server": 1011, "full": 1013}
 """Codes of errors that end the connection, and the WebSocket's close code for each."""
 
 

@@ -129,6 +129,11 @@ class Session:
         self.first_frame, self.prompt_frames = before, prompt_frames
         self.settings = [(before, sampling), *(entry for entry in self.settings if entry[0] > before)]
 
+    def opening(self, frame: int, count: int) -> np.ndarray:
+        """The codes [count, Q] from a frame on; the last one is repeated where there are no more."""
+        known = self.codes[frame - self.first_frame :][:count]
+        return np.pad(known, ((0, count - len(known)), (0, 0)), mode="edge")
+
     def copy(self) -> "Session":
         """A session of its own, which stays as this one is now."""
         session = Session(self.instrument, self.settings[0][1], self.codes, self.actions)

@@ -18,7 +18,8 @@ import numpy as np
 from melodjinn_jax.codecs import Codec
 from melodjinn_jax.live.generator import play_frame
 from melodjinn_jax.live.session import Instrument, Sampling, model_digest
-from melodjinn_jax.models.dynamics import DynamicsState
+from melodjinn_jax.models.dynamics import DynamicsModel, DynamicsState
+from melodjinn_jax.models.transformer import Transformer
 from melodjinn_jax.training.run import Run
 
 MAX_PRIMING_FRAMES = 1024
@@ -83,7 +84,7 @@ def instrument_of(run: Run) -> Instrument:
     )
 
 
-def render(codec: Codec, codes: np.ndarray) -> np.ndarray:
+def render_codes(codec: Codec, codes: np.ndarray) -> np.ndarray:
     """The sound float32 [F * H] of codes [F, Q]; the same bytes wherever the same codec runs on the same device."""
     frames = len(codes)
     padded = np.pad(codes.astype(np.int32), ((0, -frames % codec.chunk_frames), (0, 0)))
@@ -111,8 +112,8 @@ class StreamingGenerator(Streamer):
         self.instrument, self.slots = instrument_of(run), slots
         self._codec = run.codec
         model = run.models.dynamics(run.state["dynamics"])
-        layers = model.transformer.layers()
-        del model.transformer.blocks  # the layers hold them
+        layers = model.layers()
+        _drop_stacked_blocks(model)
         self._null_action = model.null_action
         # Products take their operands in the compute type: cast once, not for every frame. Norms and sinks stay.
         cast = lambda leaf: leaf.astype(run.models.dtype) if leaf.ndim > 1 else leaf  # noqa: E731
@@ -170,8 +171,7 @@ class StreamingGenerator(Streamer):
         state = self._codec.initial_state(1)
         state, _ = self._codec.decode_chunk(state, jnp.asarray(codes[None], jnp.int32))
         # Positions stay those of the stream, so that a primed stream computes what it computed before.
-        position = np.int32(first_frame * self.instrument.num_codebooks)
-        fresh = self._fresh._replace(position=position)
+        fresh = self._fresh._replace(position=np.int32(first_frame))
         self._streams = self._place(self._streams, slot, fresh, state.decoder)
 
     def step(self, frames: Sequence[NextFrame | None]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +194,7 @@ class StreamingGenerator(Streamer):
         return np.asarray(codes), np.asarray(pcm)
 
     def render(self, codes: np.ndarray) -> np.ndarray:
-        return render(self._codec, codes)
+        return render_codes(self._codec, codes)
 
     def made_with(self, slot: int) -> dict[str, Any]:
         return {
@@ -204,6 +204,13 @@ class StreamingGenerator(Streamer):
             "batch": self.slots,
             "slot": slot,
         }
+
+
+def _drop_stacked_blocks(model: DynamicsModel) -> None:
+    """Leave out of a model what its `layers()` hold already."""
+    for transformer in vars(model).values():
+        if isinstance(transformer, Transformer):
+            del transformer.blocks
 
 
 def _where(chosen_S: jax.Array, new: Any, old: Any) -> Any:

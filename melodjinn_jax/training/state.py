@@ -12,7 +12,7 @@ from flax import nnx
 
 from melodjinn_jax.config import Config
 from melodjinn_jax.models.bottlenecks import Codebook, empty_codebook, fsq_vectors, random_codebook
-from melodjinn_jax.models.dynamics import DynamicsModel
+from melodjinn_jax.models.dynamics import DynamicsModel, make_dynamics
 from melodjinn_jax.models.features import num_channels
 from melodjinn_jax.models.latent_action import LatentActionModel
 from melodjinn_jax.training.optimizer import make_optimizer
@@ -70,7 +70,7 @@ class Models:
         return LatentActionModel(actions, channels, action_dim, self.dtype, rngs)
 
     def _new_dynamics(self, rngs: nnx.Rngs) -> DynamicsModel:
-        return DynamicsModel(
+        return make_dynamics(
             self.config.dynamics,
             num_codebooks=self.codec.num_codebooks,
             codebook_size=self.codec.codebook_size,
