@@ -34,6 +34,8 @@ FORGET = (
     "presses.length = 0; for (const list of [recording.blocks, recording.reports]) list.splice(0, list.length - 99)"
 )
 
+HEALTH = "[...document.querySelectorAll('.health div')].map((item) => [...item.children].map((c) => c.textContent))"
+
 CLOCK = """
 (() => {
   const presses = (window.presses = []);
@@ -127,8 +129,8 @@ def main() -> int:
         report = page.report()
         middle, late = 1000 * np.quantile(latencies, [0.5, 0.95])
         print(f"| press to sound | p50 {middle:.0f} ms, p95 {late:.0f} ms | {len(latencies)} heard, {missed} not |")
-        for name in ("frame-time", "speed", "gaps", "buffer"):
-            print(f"| {name} | {page.page.inner_text(f'#{name}')} |")
+        for name, value in page.page.evaluate(HEALTH):
+            print(f"| {name} | {value} |")
         print(f"| played | {elapsed / 60:.1f} min, {report['underruns']} gaps | load {os.getloadavg()[0]:.1f} |")
     return 0
 

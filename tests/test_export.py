@@ -46,7 +46,9 @@ def fitted_codec() -> FittedCodec:
     return FittedCodec(initial_params(jax.random.key(0)), entries, 0.7)
 
 
-def make_run(folder: Path, stride: int = 1, dtype: str = "float32", codec: Codec | None = None) -> Run:
+def make_run(
+    folder: Path, stride: int = 1, dtype: str = "float32", codec: Codec | None = None, layout: str = "flat"
+) -> Run:
     """A run with random weights, as `load_run` gives one."""
     codec = codec or fitted_codec()
     config = tiny_config()
@@ -54,6 +56,7 @@ def make_run(folder: Path, stride: int = 1, dtype: str = "float32", codec: Codec
         config,
         latent_actions=dataclasses.replace(config.latent_actions, action_stride=stride),
         training=dataclasses.replace(config.training, dtype=dtype),
+        dynamics=dataclasses.replace(config.dynamics, layout=layout, depth_dim=8, depth_layers=2),
     )
     workdir = WorkDir(folder)
     codec.save(workdir.codec)
@@ -80,15 +83,17 @@ def player_of(run: Run) -> FramePlayer:
     return FramePlayer(graph_of(run))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
-    return make_run(tmp_path_factory.mktemp("run"))
+@pytest.fixture(scope="module", params=["flat", "depth"])
+def run(request, tmp_path_factory) -> Run:
+    return make_run(tmp_path_factory.mktemp("run"), layout=request.param)
 
 
-@pytest.mark.parametrize(("stride", "dtype"), [(1, "float32"), (4, "bfloat16")])
-def test_the_graphs_equal_jax_over_hundreds_of_frames(tmp_path, stride, dtype):
-    """The ring, of 12 tokens, goes round 50 times."""
-    run = make_run(tmp_path, stride, dtype)
+@pytest.mark.parametrize(
+    ("stride", "dtype", "layout"), [(1, "float32", "flat"), (4, "bfloat16", "flat"), (1, "float32", "depth")]
+)
+def test_the_graphs_equal_jax_over_hundreds_of_frames(tmp_path, stride, dtype, layout):
+    """The ring, of 6 frames, goes round 50 times."""
+    run = make_run(tmp_path, stride, dtype, layout=layout)
     decoder = decoder_graph(run.codec, read_codec_files(run.workdir.codec)[1])
     found = compare(run, graph_of(run), decoder, frames=301)
     assert found.logits < 1e-4
@@ -106,7 +111,7 @@ def test_strength_acts_as_in_jax_wherever_the_stream_stands(run, actions, start)
     player.position = start
     step = jitted_step(run)
     model = run.models.dynamics(run.state["dynamics"])
-    state = model.init_state(1)._replace(position=jnp.int32(start * CODEBOOKS))
+    state = model.init_state(1)._replace(position=jnp.int32(start))
     for action, strength in actions:
         codes, logits = player.play(action, strength=strength)
         state, expected = step(state, jnp.array([action]), jnp.float32([strength]), jnp.array(codes))
@@ -121,14 +126,14 @@ def jitted_step(run: Run):
 
     def step(state, action, strength, codes):
         model = run.models.dynamics(run.state["dynamics"])
-        logits = []
+        found = []
 
-        def choose(found, codebook):
-            logits.append(found[0])
+        def choose(logits, codebook):
+            found.append(logits[0])
             return codes[codebook : codebook + 1]
 
         state, _ = model.play(model.layers(), state, model.action_embedding(action, strength), choose)
-        return state, jnp.stack(logits)
+        return state, jnp.stack(found)
 
     return _steps.setdefault(model_digest(run.state["dynamics"]), jax.jit(step))
 

@@ -221,6 +221,24 @@ def test_what_the_page_played_is_what_python_would_have_played(run, playing):
     np.testing.assert_array_equal(saved.codes[:PLAYED_FRAMES], codes)
 
 
+def test_presses_on_the_beat_fall_on_beats(playing):
+    playing.page.fill("#bpm", "120")  # 37.5 frames to a beat
+    playing.page.press("#bpm", "Tab")
+    playing.page.check("#beat:enabled")
+    begin = int(playing.report()["heard"])
+    for key in "132":
+        playing.page.focus("#toggle")
+        playing.page.keyboard.press(key)
+        playing.wait_until_heard(playing.report()["heard"] + 50)
+    playing.page.uncheck("#beat")
+    saved, _ = Session.from_bytes(playing.download("#save"))
+    hits = begin + np.flatnonzero(saved.actions[begin:])
+    assert list(saved.actions[hits]) == [1, 3, 2]
+    beats = np.diff(hits) / 37.5
+    np.testing.assert_allclose(beats, beats.round(), atol=1 / 37.5)
+    assert beats.min() > 0.5
+
+
 def test_going_back_forgets_what_came_after_and_keeps_it_aside(playing):
     playing.new_take(lambda: playing.page.click("#restart"))
     playing.page.keyboard.press("2")

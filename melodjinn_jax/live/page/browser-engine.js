@@ -4,11 +4,13 @@
 import { WAV_FRAMES, sessionFile, soundFile } from "./files.js";
 import { History, MOST_FRAMES } from "./history.js";
 import { Model, fetchManifest, hasSimd } from "./model.js";
-import { Presses, Tempo } from "./presses.js";
+import { Presses } from "./presses.js";
 import { unpackSession } from "./session.js";
+import { Tempo } from "./tempo.js";
 
 const DECODER_PAST = 64; // frames decoded unheard before a stream goes on from the middle of a history
 const HEALTH_FRAMES = 75;
+const FOLLOWED_SECONDS = 60;
 const LIMITS = { temperature: [0, 2], strength: [0, 3], bpm: [30, 300], ahead: [1, 150] };
 
 class EngineError extends Error {
@@ -149,6 +151,7 @@ export class BrowserEngine {
     }
     this.seed = seed >>> 0;
     this.presses.clear();
+    this.tempo.forget();
     this.action = 0;
     this.take++;
     this.heard = this.history.end;
@@ -283,6 +286,11 @@ const HANDLERS = {
   },
   tap(engine, { frame }) {
     if (engine.tempo.tap(frame)) engine.emitTempo();
+  },
+  follow(engine) {
+    const found = engine.tempo.follow(engine.history.onsets(FOLLOWED_SECONDS * engine.framesPerSecond));
+    if (!found) throw new EngineError("tempo", "What was played has no steady tempo: tap it, or give one.");
+    engine.emitTempo();
   },
   settings: (engine, { type: _, ...changes }) => engine.set(changes),
   buffer: (engine, { ahead }) => engine.set({ ahead }),

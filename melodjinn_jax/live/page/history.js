@@ -1,6 +1,7 @@
 // What was played: codes, actions and settings by frame number, the oldest half forgotten when it is full.
 
 export const MOST_FRAMES = 540000;
+const NO_ACTION = 65535;
 
 export class History {
   constructor({ num_codebooks: numCodebooks, action_stride: stride }, first) {
@@ -41,6 +42,16 @@ export class History {
 
   actionOf(frame) {
     return this.actions[frame - this.begin];
+  }
+
+  /** Frames of the last `frames` at which a key began. */
+  onsets(frames) {
+    const found = [];
+    for (let i = Math.max(0, this.length - frames); i < this.length; i++) {
+      const action = this.actions[i];
+      if (action > 0 && action < NO_ACTION && action !== this.actions[i - 1]) found.push(this.begin + i);
+    }
+    return found;
   }
 
   settingsOf(frame) {

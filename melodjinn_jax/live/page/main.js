@@ -17,6 +17,7 @@ const state = {
   welcome: null,
   audio: null,
   playing: false,
+  bpm: null,
   take: 0,
   oldest: 0, // the frame that one can go back to at most
   report: { heard: 0, buffered: 0, underruns: 0, target: 0 },
@@ -75,6 +76,7 @@ const LISTENERS = {
     state.presses = [];
     timeline.clear(frame, oldest);
     pads.releaseAll();
+    if (state.bpm) send({ type: "tempo", bpm: state.bpm }); // the engine forgot it with the frames that it counted in
   },
   frames({ take, frame, actions, peaks }) {
     if (take !== state.take) return;
@@ -91,6 +93,7 @@ const LISTENERS = {
     }
   },
   tempo({ bpm }) {
+    state.bpm = bpm;
     element("bpm").value = Math.round(bpm);
     element("beat").disabled = false;
   },
@@ -265,6 +268,7 @@ const CLICKS = {
     keepThen(() => send({ type: "restart" }));
   },
   tap,
+  follow: () => send({ type: "follow" }),
   save: () => session((bytes) => bytes && download(bytes, `${state.welcome.name}.melodjinn`)),
   open: () => element("file").click(),
   wav: () => send({ type: "wav" }),

@@ -1,7 +1,6 @@
 // What is pressed, as one action for every block: NOOP unless a key is down (docs/protocol.md, "Pressing").
 
 const MOST_WAITING = 8;
-const TAPS_KEPT = 8;
 
 export const NOOP = 0;
 
@@ -46,37 +45,5 @@ export class Presses {
     newest.given = true;
     this.held = this.held.filter((one) => !(one.released && one.given));
     return newest.key;
-  }
-}
-
-export class Tempo {
-  constructor(framesPerSecond, low, high) {
-    Object.assign(this, { framesPerSecond, low, high });
-    this.bpm = null;
-    this.beat = 0;
-    this.taps = [];
-  }
-
-  set(bpm, beat) {
-    this.bpm = bpm;
-    this.beat = beat;
-  }
-
-  /** A beat was tapped at `frame`; from the second tap on there is a tempo. */
-  tap(frame) {
-    const longest = (this.framesPerSecond * 60) / this.low;
-    if (frame - this.taps.at(-1) > longest || frame <= this.taps.at(-1)) this.taps = [];
-    this.taps = [...this.taps, frame].slice(-TAPS_KEPT);
-    if (this.taps.length < 2) return false;
-    const period = (frame - this.taps[0]) / (this.taps.length - 1);
-    const bpm = (60 * this.framesPerSecond) / period;
-    this.set(Math.max(this.low, Math.min(this.high, bpm)), frame);
-    return true;
-  }
-
-  /** The first beat at `frame` or after it, rounded to a frame. */
-  nextBeat(frame) {
-    const period = (60 * this.framesPerSecond) / this.bpm;
-    return Math.max(frame, Math.round(this.beat + Math.ceil((frame - this.beat) / period) * period));
   }
 }
