@@ -14,7 +14,7 @@ from conftest import tiny_config
 from melodjinn_jax import sweep as command
 from melodjinn_jax.config import Config, DataConfig, PhasesConfig
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.experiment import call_in_file
+from melodjinn_jax.experiment import call_in_file, load_experiment
 from melodjinn_jax.sweeping.launchers import LAUNCHERS, SCRIPTS, check_launcher, command_of
 from melodjinn_jax.sweeping.plan import Job, Sweep, SweepRun, check_sweep, grid, override, plan_jobs, prepare_runs
 from melodjinn_jax.sweeping.results import read_outcomes
@@ -80,7 +80,7 @@ def test_dynamics_runs_wait_for_labels_and_lam_runs_for_their_dataset(tmp_path):
 def test_every_run_has_its_settings_in_its_work_directory_and_keeps_them(tmp_path):
     sweep = sweep_of("a", "b")
     prepare_runs(sweep, tmp_path)
-    assert load_config(tmp_path / "runs" / "a") == LABELLED
+    assert load_config(tmp_path / "runs" / "a") == load_experiment(f"{tmp_path}/runs/a/config.json") == LABELLED
     (tmp_path / "runs" / "b" / "checkpoints").mkdir()
     changed = dataclasses.replace(sweep, runs=(SweepRun("b", override(LABELLED, {"seed": 5})),))
     with pytest.raises(UserError, match=r"runs/b belongs to a run with other settings \(seed was 0 and is now 5\)"):
