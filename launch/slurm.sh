@@ -22,8 +22,9 @@ options+=(--cpus-per-task "$cpus_per_task" --time "$time")
 [ -z "$account" ] || options+=(--account "$account")
 options+=(--requeue --open-mode append --signal "TERM@120" --output "$name-%j.out" --wait)
 
+# Since SLURM 22.05 a step does not get --cpus-per-task of its job by itself.
 job="#!/usr/bin/env bash
-srun --kill-on-bad-exit=1 $(quote "${command[@]}") && exit
+srun --kill-on-bad-exit=1 --cpus-per-task $cpus_per_task $(quote "${command[@]}") && exit
 status=\$?
 # Asked to stop, and saved: the same command resumes.
 [ \$status -ne 143 ] || scontrol requeue \"\$SLURM_JOB_ID\"
