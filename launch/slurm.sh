@@ -6,7 +6,7 @@
 #
 # Run it in the checkout, on a file system that all nodes share; the same goes for WORKDIR. --gpus-per-node 0 runs on
 # CPUs, one process a node. Two minutes before its time is up the job is asked to stop, saves, and is queued again; so
-# is a job that is preempted, or whose node fails.
+# is a job that is preempted, or whose node fails. What the command says lies in NAME-JOB.out, and is shown at the end.
 
 source "$(dirname "$0")/common.sh"
 
@@ -20,10 +20,11 @@ options+=(--cpus-per-task "$cpus_per_task" --time "$time")
 ((gpus_per_node == 0)) || options+=(--gpus-per-node "$gpus_per_node")
 [ -z "$partition" ] || options+=(--partition "$partition")
 [ -z "$account" ] || options+=(--account "$account")
-options+=(--requeue --open-mode append --signal "TERM@120" --output "$name.out" --wait)
+options+=(--requeue --open-mode append --signal "TERM@120" --output "$name-%j.out" --wait)
 
+# Since SLURM 22.05 a step does not get --cpus-per-task of its job by itself.
 job="#!/usr/bin/env bash
-srun --kill-on-bad-exit=1 $(quote "${command[@]}") && exit
+srun --kill-on-bad-exit=1 --cpus-per-task $cpus_per_task $(quote "${command[@]}") && exit
 status=\$?
 # Asked to stop, and saved: the same command resumes.
 [ \$status -ne 143 ] || scontrol requeue \"\$SLURM_JOB_ID\"
@@ -55,4 +56,7 @@ submitted=$!
 read -r line <&3 || true
 job_id=${line##* }
 echo "$line"
-wait "$submitted"
+status=0
+wait "$submitted" || status=$?
+cat "$name-$job_id.out" 2>/dev/null || true
+exit "$status"

@@ -66,7 +66,7 @@ class TrainArguments:
     """Train, evaluate and report an experiment; the same command again resumes."""
 
     config: str
-    """Experiment file, for example experiments/toy_drums.py."""
+    """Experiment file, for example experiments/toy_drums.py, or the config.json of a run."""
     workdir: str
     """Folder that holds everything of the run."""
     settings: Annotated[Config, tyro.conf.arg(name="")]

@@ -27,8 +27,8 @@ def test_a_law_of_one_variable_is_found_again(irreducible, scale, exponent, size
     truth = PowerLaw(irreducible, (scale,), (exponent,), (float(np.exp(np.log(x).mean())),))
     law = fit_power_law(x, truth(x))
     beyond = 4 * x[-1:]
-    # What matters is where it leads: beyond the points, and nothing of it by chance.
-    assert law(beyond) == pytest.approx(truth(beyond), rel=2e-3)
+    # What matters is where it leads, beyond the points; beside the losses that it was fitted to, nothing is missing.
+    assert law(beyond) == pytest.approx(truth(beyond), abs=2e-4 * float(truth(x).max()))
     assert law.exponents[0] == pytest.approx(exponent, rel=0.05)
 
 

@@ -109,7 +109,7 @@ def test_a_required_option_is_asked_for():
 
 def slurm(bin: Path, step: str) -> None:
     fake(bin, "sbatch", 'echo "Submitted batch job 7"; cat > job.sh; SLURM_JOB_ID=7 bash job.sh')
-    fake(bin, "srun", step)
+    fake(bin, "srun", f"echo it says so > trial-7.out; {step}")
     fake(bin, "scontrol", "")
 
 
@@ -118,7 +118,7 @@ def test_slurm_ends_as_the_command_does_and_a_run_that_was_stopped_is_queued_aga
         Path("calls").unlink(missing_ok=True)
         slurm(bin, f"exit {status}")
         done = launch("slurm.sh")
-        assert (done.returncode, done.stdout) == (status, "Submitted batch job 7\n")
+        assert (done.returncode, done.stdout) == (status, "Submitted batch job 7\nit says so\n")
         assert count("scontrol requeue 7") == (status == 143)
     assert "--nodes 2 --ntasks-per-node 8" in calls()[0]
     assert any(call.endswith("melodjinn_jax.train --config a b.py") for call in calls() if call.startswith("srun"))

@@ -1,5 +1,6 @@
 """Sweeps: what is refused before anything runs, what is done in which order, what is done again, and what comes out."""
 
+import contextlib
 import dataclasses
 import json
 import signal
@@ -10,15 +11,18 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny_config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from melodjinn_jax import sweep as command
 from melodjinn_jax.config import Config, DataConfig, PhasesConfig
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.experiment import call_in_file
+from melodjinn_jax.experiment import call_in_file, load_experiment
 from melodjinn_jax.sweeping.launchers import LAUNCHERS, SCRIPTS, check_launcher, command_of
 from melodjinn_jax.sweeping.plan import Job, Sweep, SweepRun, check_sweep, grid, override, plan_jobs, prepare_runs
+from melodjinn_jax.sweeping.report import summary, write_sweep_report
 from melodjinn_jax.sweeping.results import read_outcomes
-from melodjinn_jax.sweeping.schedule import JobState, Schedule, read_states
+from melodjinn_jax.sweeping.schedule import JobState, Schedule, read_states, write_json
 from melodjinn_jax.training.size import dynamics_size, lam_size
 from melodjinn_jax.training.state import CodecShape, Models
 from melodjinn_jax.training.workdir import load_config
@@ -80,7 +84,7 @@ def test_dynamics_runs_wait_for_labels_and_lam_runs_for_their_dataset(tmp_path):
 def test_every_run_has_its_settings_in_its_work_directory_and_keeps_them(tmp_path):
     sweep = sweep_of("a", "b")
     prepare_runs(sweep, tmp_path)
-    assert load_config(tmp_path / "runs" / "a") == LABELLED
+    assert load_config(tmp_path / "runs" / "a") == load_experiment(f"{tmp_path}/runs/a/config.json") == LABELLED
     (tmp_path / "runs" / "b" / "checkpoints").mkdir()
     changed = dataclasses.replace(sweep, runs=(SweepRun("b", override(LABELLED, {"seed": 5})),))
     with pytest.raises(UserError, match=r"runs/b belongs to a run with other settings \(seed was 0 and is now 5\)"):
@@ -235,13 +239,54 @@ except KeyboardInterrupt:
 def test_a_damaged_state_is_named(tmp_path):
     file = tmp_path / "sweep.json"
     assert read_states(file) == {}
-    for content in ("{", "[]", '{"jobs": {"a": {"colour": 1}}}'):
+    for content in ("{", "[]", '{"jobs": {"a": {"colour": 1}}}', '{"jobs": {"a": {"attempts": "2"}}}', "\x00"):
         file.write_text(content)
         with pytest.raises(UserError, match=r"sweep\.json is damaged"):
             read_states(file)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["jobs", "status", "a"]), inner),
+    max_leaves=6,
+)
+
+
+@given(content=JSON)
+def test_any_json_is_states_or_damaged(tmp_path_factory, content):
+    file = tmp_path_factory.mktemp("states") / "sweep.json"
+    file.write_text(json.dumps(content))
+    with contextlib.suppress(UserError):
+        assert all(isinstance(state.attempts, int) for state in read_states(file).values())
+
+
+@given(states=st.dictionaries(st.text(max_size=5), st.builds(JobState, message=st.text(), attempts=st.integers(0, 9))))
+def test_states_come_back(tmp_path_factory, states):
+    file = tmp_path_factory.mktemp("states") / "sweep.json"
+    write_json(file, {"name": "trial"}, states)
+    assert read_states(file) == states
+
+
 # The whole
+
+
+def test_the_example_of_the_docs_is_a_sweep(monkeypatch):
+    code = (ROOT / "docs" / "sweeps.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(ROOT)
+    names = {"Sweep": Sweep, "SweepRun": SweepRun, "grid": grid, "override": override}
+    exec(code, space := names | {"load_experiment": load_experiment})
+    sweep = space["get_sweep"]("w")
+    check_sweep(sweep)
+    assert [run.name for run in sweep.runs] == ["small-slow", "small-fast", "large-slow", "large-fast"]
+
+
+def test_what_a_job_said_is_text_in_the_report(tmp_path):
+    states = {"a": JobState("failed", 3, message="<script>alert(1)</script>")}
+    write_sweep_report(tmp_path / "report.html", "trial", [], [], states)
+    page = (tmp_path / "report.html").read_text()
+    assert "a: &lt;script&gt;alert(1)" in page
+    assert "0 of 1 jobs done" in page
+    assert "a failed after 3 attempt(s)" in summary([], [], states)
 
 
 def tiny_sweep(workdir: Path) -> Sweep:

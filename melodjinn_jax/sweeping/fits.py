@@ -118,6 +118,6 @@ def _search(x: np.ndarray, losses: np.ndarray, grid: list[np.ndarray]) -> tuple[
             winner = winner[better]
             best[better] = errors[winner, better]
             coefficients[better] = 0
-            coefficients[np.ix_(better, list(subset))] = solved[winner, better]
+            coefficients[better[:, None], np.array(subset)] = solved[winner, better]
             chosen[better] = exponents[winner]
     return coefficients, chosen

@@ -40,7 +40,7 @@ def read_states(file: Path) -> dict[str, JobState]:
     """
     try:
         jobs = json.loads(file.read_bytes())["jobs"]
-        return {name: JobState(**state) for name, state in jobs.items()}
+        return {name: _state_of(fields) for name, fields in jobs.items()}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,6 +146,14 @@ class Schedule:
             process.wait()
             self.states[name].status = "waiting"
         self._running.clear()
+
+
+def _state_of(fields: dict[str, Any]) -> JobState:
+    state, empty = JobState(**fields), JobState()
+    for name, value in vars(state).items():
+        if type(value) is not type(getattr(empty, name)):
+            raise TypeError(f"{name} cannot be {value!r}")
+    return state
 
 
 def write_json(file: Path, content: dict[str, Any], states: dict[str, JobState]) -> None:
