@@ -47,11 +47,6 @@ class ExportArguments:
 def export_site(run: Run, output: Path, weights: Weights, prompt: Prompt, runtime: dict[str, bytes]) -> None:
     """Convert, compare with JAX, write, and print what came of it. Raises `UserError` if the comparison fails."""
     codec = run.codec
-    if run.config.dynamics.layout != "flat":
-        raise UserError(
-            f"{run.workdir.path}: a model with dynamics.layout {run.config.dynamics.layout} cannot be exported; "
-            "play it with python -m melodjinn_jax.play"
-        )
     dynamics = frame_graph(
         run.config.dynamics,
         run.state["dynamics"],
