@@ -116,9 +116,10 @@ def instrument_of(run: Run) -> TrainedInstrument:
 
 
 def _in_rows(function: Callable, *arrays: np.ndarray) -> np.ndarray:
-    """`function` of the number of the first row and of `ROWS` rows of each array at a time, the last ones padded."""
+    """`function` of the number of the first row and of `ROWS` rows of each array at most, piece by piece."""
     count = len(arrays[0])
-    size = min(ROWS, count)
+    # Pieces of one size, so that they share one compilation, with as little padding as can be.
+    size = -(-count // -(-count // ROWS))
     results = []
     for first in range(0, count, size):
         pieces = [array[first : first + size] for array in arrays]

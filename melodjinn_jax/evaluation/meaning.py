@@ -13,7 +13,7 @@ from melodjinn_jax.evaluation.descriptors import SILENCE_DB, correlations, level
 from melodjinn_jax.evaluation.effects import Clips, Effects, consistency, f_ratio, measure_effects, told_apart
 from melodjinn_jax.evaluation.instrument import Instrument
 
-LONG_SECONDS = 20.0
+LONG_SECONDS = 10.0
 LONG_STREAMS = 8
 # An action that hands over more than half of what it cannot know is the sound in other words.
 COMPRESSOR_LEAKAGE = 0.5
@@ -194,7 +194,7 @@ def _far_clips(tracks: np.ndarray) -> np.ndarray:
 def long_play(
     instrument: Instrument, clips: Clips, prompt_frames: int, temperature: float, seconds: float
 ) -> dict[str, Any]:
-    """Minutes on end under held-out actions, one clip's after the other: does it fade, grow, fall silent?
+    """Seconds on end under held-out actions, one clip's after the other: does it fade, grow, fall silent?
 
     Level in decibels and silence in shares, both less those of the held-out music, and the level of the last quarter
     less that of the first. The intervals are over the streams.

@@ -58,8 +58,9 @@ def render_atlas(name: str, atlas: Atlas, names: Sequence[str]) -> str:
 
 
 def _header(name: str, atlas: Atlas) -> Html:
+    count = len(atlas.cards)
     facts = [
-        f"{len(atlas.cards)} keys beside NOOP",
+        f"{count} key{'s' if count > 1 else ''} beside NOOP",
         f"each pressed in {atlas.contexts} held-out contexts",
         f"looked for in {atlas.records} training records",
     ]

@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("leakage", "Leakage", "of what stands behind a cut, handed over by the action: near 1 is a compressor"),
     ),
     "Does it last?": (
-        Row("long_level_difference_db", "Level", "decibels, 20 s on end less the held-out music", False),
+        Row("long_level_difference_db", "Level", "decibels, 10 s on end less the held-out music", False),
         Row("long_silence_difference", "Silence", "share of silent frames, less that of the held-out music", False),
         Row("long_drift_db", "Drift", "decibels, last quarter less first", False),
     ),
