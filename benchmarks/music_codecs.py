@@ -5,10 +5,11 @@
     python benchmarks/music_codecs.py --encodec-weights model.safetensors
 
 Without --music the recordings are those of ../shared/data: fitted on four tracks by one artist and every other loop,
-measured on two more tracks by that artist (`same`), four recordings by others (`other`), the loops between (`loops`),
-and one-shots (`drums`); at most 20 s of each. Columns: rate; signal-to-noise ratio in dB; log-spectral distance (root
-mean square over frequency of the difference of levels, averaged over windows of 1024 samples, levels below -60 dB taken
-as -60 dB) and log-mel distance in dB, the same over 64 bands and windows together; CPU and wall seconds of the fit.
+measured on two more tracks by that artist (`same`), four recordings by others (`other`), the loops between, 4 s of each
+(`loops`), and one-shots, half a second of each (`drums`); at most 20 s. Columns: rate; signal-to-noise ratio in dB;
+log-spectral distance (root mean square over frequency of the difference of levels, averaged over windows of 1024
+samples, levels below -60 dB taken as -60 dB) and log-mel distance in dB, the same over 64 bands and windows together;
+CPU and wall seconds of the fit.
 """
 
 import argparse
@@ -35,7 +36,7 @@ CLIPS = 512
 CLIP_FRAMES = 96
 SECONDS = 20
 FLOOR_DB = -60.0
-STEPS = {FittedCodec: CodecConfig().steps, MusicCodec: CodecOptions().fit.steps}
+STEPS = {MusicCodec: CodecOptions().fit.steps, FittedCodec: CodecConfig().steps}
 """Of the toy world and of ingest."""
 
 
@@ -49,15 +50,20 @@ def audio_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
-def recordings() -> tuple[list[Path], dict[str, list[Path]]]:
+def joined(paths: Sequence[Path], seconds: float) -> np.ndarray:
+    """The beginnings of recordings, one after the other."""
+    return np.concatenate([read(path)[: int(seconds * SAMPLE_RATE)] for path in paths])
+
+
+def recordings() -> tuple[list[np.ndarray], dict[str, list[np.ndarray]]]:
     """Those to fit on, and those to measure on by what they are."""
-    loops = audio_files(DATA / "loops")
-    train = [DATA / "music" / f"ds10_{name}.mp3" for name in TRACKS] + loops[::2]
+    music, loops = DATA / "music", audio_files(DATA / "loops")
+    train = [read(music / f"ds10_{name}.mp3") for name in TRACKS] + [read(path) for path in loops[::2]]
     held_out = {
-        "same": [DATA / "music" / f"ds10_{name}.mp3" for name in SAME],
-        "other": [DATA / "music" / name for name in OTHER],
-        "loops": loops[1::2],
-        "drums": audio_files(DATA / "drums"),
+        "same": [read(music / f"ds10_{name}.mp3") for name in SAME],
+        "other": [read(music / name) for name in OTHER],
+        "loops": [joined(loops[1::2], 4)],
+        "drums": [joined(audio_files(DATA / "drums"), 0.5)],
     }
     return train, held_out
 
@@ -109,21 +115,23 @@ def main() -> None:
     parser.add_argument("--music", help="folder of recordings to fit on; give --held-out with it")
     parser.add_argument("--held-out", help="folder of recordings to measure on")
     parser.add_argument("--codebooks", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--kinds", nargs="*", default=[design.kind for design in STEPS], help="codecs to fit")
     parser.add_argument("--codebook-size", type=int, default=1024)
     parser.add_argument("--steps", type=int, help="optimiser steps of the fits; by default those of each design")
     parser.add_argument("--encodec-weights", help="safetensors file: measure EnCodec too, at the same codebooks")
     arguments = parser.parse_args()
     if bool(arguments.music) != bool(arguments.held_out):
         parser.error("give --music and --held-out together")
-    train, test = recordings()
     if arguments.music:
-        train, test = audio_files(Path(arguments.music)), {"held out": audio_files(Path(arguments.held_out))}
-    clips = training_clips([read(path) for path in train])
-    held_out = {kind: [read(path) for path in paths] for kind, paths in test.items()}
+        train, unheard = ([read(path) for path in audio_files(Path(f))] for f in (arguments.music, arguments.held_out))
+        held_out = {"held out": unheard}
+    else:
+        train, held_out = recordings()
+    clips = training_clips(train)
     print(f"load {os.getloadavg()[0]:.1f}")
     print("|codec|codebooks|kbps|recordings|SNR dB|log-spectral dB|log-mel dB|fit CPU-s / wall s|\n" + "|---" * 8 + "|")
     for codebooks in arguments.codebooks:
-        for design in (MusicCodec, FittedCodec):
+        for design in (design for design in STEPS if design.kind in arguments.kinds):
             config = CodecConfig(arguments.codebook_size, codebooks, arguments.steps or STEPS[design])
             began, cpu = time.monotonic(), time.process_time()
             codec = fit_codec(clips, config, design=design)

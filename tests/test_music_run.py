@@ -220,7 +220,7 @@ EXPERIMENTS = {
     "one_shots": (215_404, CodecShape(24000, 320, 2, 512)),
     "toy_drums_classical": (181_868, CodecShape(24000, 320, 2, 256)),
     "toy_drums_dynamics_gradient": (182_380, CodecShape(24000, 320, 2, 256)),
-    "electronic_small": (856_592, CodecShape(24000, 320, 4, 256)),
+    "electronic_small": (384_220, CodecShape(24000, 320, 4, 256)),
     "maestro_200m": (203_486_336, CodecShape(24000, 320, 4, 1024)),
     "techno_200m": (203_486_336, CodecShape(24000, 320, 4, 1024)),
 }
