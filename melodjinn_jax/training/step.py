@@ -18,6 +18,8 @@ from melodjinn_jax.models.bottlenecks import (
     update_codebook,
 )
 from melodjinn_jax.models.features import block_features
+from melodjinn_jax.models.sharding import replicate
+from melodjinn_jax.training.mesh import pin_state
 from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer
 from melodjinn_jax.training.state import Models, Phase, State
 
@@ -114,7 +116,9 @@ def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Ar
     dropped = jax.random.bernoulli(key_drop, config.action_dropout, (B, 1) + (1,) * (actions.ndim - 2))
     actions = jnp.where(dropped, null, actions)
     mean_blocks = max(2.0, config.splice_frames / stride)
-    codes, actions, weights = splice(codes, actions, stride, config.splice_probability, mean_blocks, key_splice)
+    weights = jnp.ones((B, F))
+    if config.splice_probability:  # else nothing is gathered from other clips, which lie on other devices
+        codes, actions, weights = splice(codes, actions, stride, config.splice_probability, mean_blocks, key_splice)
     if actions.ndim == 2:
         weights *= 1.0 - precedes_event(actions, F, stride, model.null_action)
     rate = config.max_mask_rate * jax.random.uniform(key_rate, (B, 1))
@@ -223,7 +227,8 @@ def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tu
     )
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key_lam, key_dynamics = jax.random.split(jax.random.fold_in(state["rng"], state["step"]))
+        run_key = jax.random.wrap_key_data(state["rng"])
+        key_lam, key_dynamics = jax.random.split(jax.random.fold_in(run_key, state["step"]))
         metrics: Metrics = {}
         new = state
         if phase is not Phase.FROZEN:
@@ -234,6 +239,7 @@ def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tu
         is_bad = ~jnp.isfinite(sum(value for name, value in metrics.items() if value.ndim == 0))
         first_bad = jnp.where((state["first_bad_step"] < 0) & is_bad, state["step"] + 1, state["first_bad_step"])
         metrics["first_bad_step"] = first_bad
-        return {**new, "step": state["step"] + 1, "first_bad_step": first_bad}, metrics
+        new = pin_state({**new, "step": state["step"] + 1, "first_bad_step": first_bad})
+        return new, {name: replicate(value) for name, value in metrics.items()}
 
     return jax.jit(train_step, donate_argnums=0)
