@@ -40,6 +40,8 @@ setup(
     ],
     extras_require={
         "beam": ["apache-beam>=2.60"],
+        # The TPU compiler, for python -m melodjinn_jax.compile on a machine without TPUs.
+        "aot": ["libtpu>=0.0.42"],
         # The reference to compare EnCodec with, under CC BY-NC 4.0. Install torch first, in the build that you want.
         "encodec": ["torch>=2.6", "encodec==0.1.1"],
         "play": ["aiohttp>=3.11"],

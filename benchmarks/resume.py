@@ -32,7 +32,7 @@ def command(workdir: Path, dataset: Path, overrides: list[str]) -> list[str]:
 def trace(workdir: Path) -> list[dict]:
     """Every logged line but its clock reading: losses, batches, looks, switches."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "frames_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in ("frames_per_second", "speed")} for row in rows]
 
 
 def final_arrays(workdir: Path) -> dict[str, str]:

@@ -227,6 +227,20 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """Lengths of the axes of the mesh of devices; 0 leaves an axis to the devices and the model's size."""
+
+    slice: int = 0
+    """Slices of devices joined by the data-centre network; 0: as many as there are."""
+    data: int = 0
+    """Groups of devices, each with all parameters, that divide the batch."""
+    fsdp: int = 0
+    """Devices of a group that share out the parameters, and divide the batch too."""
+    tensor: int = 0
+    """Devices that share out the heads and the wide layers of each clip; 0 is 1."""
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """How a run is carried out: these settings may change when it resumes."""
 
@@ -251,6 +265,9 @@ class RuntimeConfig:
     """Show a progress bar."""
     evaluate: bool = True
     """End the training with the evaluation and the report."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    profile_steps: tuple[int, ...] = ()
+    """First and last step of which to write a profile into WORKDIR/profile; empty: none."""
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,28 @@
 The same command again resumes. Read top to bottom; nothing here knows a model's name.
 """
 
+import io
 import sys
+from contextlib import nullcontext
+
+import jax
 
 from melodjinn_jax.codecs import Codec, require_same_codec
 from melodjinn_jax.config import Config
 from melodjinn_jax.data.loader import BatchIterator, training_iterator
+from melodjinn_jax.data.mixture import Mixture
 from melodjinn_jax.errors import reports_user_errors
 from melodjinn_jax.evaluate import evaluate_run
 from melodjinn_jax.experiment import command_line, parse_train_arguments
 from melodjinn_jax.models.action_space import ActionSpace
 from melodjinn_jax.training.checkpoint import CheckpointStore
+from melodjinn_jax.training.goodput import WallTime
+from melodjinn_jax.training.hosts import is_primary, join_hosts, leave_together, primary_first
 from melodjinn_jax.training.labelled import require_same_actions
+from melodjinn_jax.training.mesh import host_share, open_mesh, place_batch
 from melodjinn_jax.training.metrics import MetricsWriter, Progress
 from melodjinn_jax.training.phases import PhaseRecord
+from melodjinn_jax.training.profile import StepProfile
 from melodjinn_jax.training.run import (
     Machine,
     checkpoint_metadata,
@@ -25,6 +34,7 @@ from melodjinn_jax.training.run import (
     prepare_data,
     tune_process,
 )
+from melodjinn_jax.training.speed import SpeedMeter
 from melodjinn_jax.training.state import State, abstract_state
 from melodjinn_jax.training.step import make_train_step
 from melodjinn_jax.training.step_log import StepLog
@@ -32,17 +42,20 @@ from melodjinn_jax.training.stop import StopSignal
 from melodjinn_jax.training.workdir import WorkDir
 
 
-def train(config: Config, workdir: WorkDir, init_from: str = "") -> int:
-    """Train until the last step or a stop signal; returns the exit status of the process."""
-    data, codec = prepare_data(config, workdir, lambda line: print(line, file=sys.stderr))
+def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_from: str = "") -> int:
+    """Train on the mesh in scope until the last step or a stop signal; returns the exit status of the process."""
+    wall_time, mesh = WallTime(), jax.sharding.get_mesh()
     models = make_models(config, codec)
     machine = make_machine(models, data)
+    share = host_share(mesh)
+    display = sys.stderr if is_primary() else io.StringIO()
     batches = training_iterator(
         data,
         batch_size=config.training.batch_size,
         crop_frames=config.training.crop_frames,
         seed=config.seed,
         stride=config.latent_actions.action_stride,
+        share=share,
         fields=("codes",) if data.labels else ("waveform", "codes"),
         workers=config.runtime.data_workers,
     )
@@ -51,38 +64,51 @@ def train(config: Config, workdir: WorkDir, init_from: str = "") -> int:
         labels = data.action_space if data.labels else None
         state, record, step, is_resumed = restore_or_start(machine, store, batches, codec, init_from, labels)
         with (
-            MetricsWriter(workdir.metrics, step if is_resumed else None) as metrics,
-            Progress(config.training.steps, step, config.runtime.progress) as progress,
+            MetricsWriter(workdir.metrics if is_primary() else None, step if is_resumed else None) as metrics,
+            Progress(config.training.steps, step, config.runtime.progress, display) as progress,
         ):
-            log = StepLog(config, metrics, progress, step)
+            log = StepLog(config, metrics, progress, SpeedMeter(models, wall_time), step)
+            profile = StepProfile(workdir.profile, config.runtime.profile_steps)
             saved_step = step if is_resumed else -1
+            wall_time.starts()
 
             def save() -> None:
                 nonlocal saved_step
                 # Lines first, so that a resumed run never lacks one; and nothing that is not finite is ever saved.
                 log.flush(state)
-                store.save(step, state, batches, checkpoint_metadata(machine, state, record, codec))
+                with wall_time.losing("checkpoint"):
+                    store.save(step, state, batches, checkpoint_metadata(machine, state, record, codec))
                 saved_step = step
 
-            while step < config.training.steps and not stop.requested:
-                if record.phase not in train_steps:
+            while step < config.training.steps and not stop.requested(step):
+                is_new = record.phase not in train_steps
+                if is_new:
                     train_steps[record.phase] = make_train_step(models, record.phase)
-                batch = next(batches)
-                state, values = train_steps[record.phase](state, batch)
+                with wall_time.losing("data"):
+                    rows = next(batches)
+                    batch = place_batch(rows, mesh, share)
+                profile.before(step + 1)
+                # The first call of a step compiles it. No step may move anything between host and device by itself.
+                with wall_time.losing("compile") if is_new else nullcontext(), jax.transfer_guard("disallow"):
+                    state, values = train_steps[record.phase](state, batch)
                 step += 1
-                log.step(step, record.phase, values, batch)
+                profile.after(step, state)
+                log.step(step, record.phase, values, rows)
                 # The machine looks at the state of steps that are done: before the save, so that a resumed run
                 # finds itself after the switch and not before it.
                 before = record
-                state, record = machine.advance(state, record, step)
-                if record is not before:
+                if machine.is_due(record, step):
+                    jax.block_until_ready(state)
+                    with wall_time.losing("looks"):
+                        state, record = machine.advance(state, record, step)
                     log.phases(step, before, record)
                 if record.phase is not before.phase or step % config.runtime.save_every == 0:
                     save()
+            profile.close(state)
             if saved_step != step:
                 save()
         batches.close()
-    if stop.requested:
+    if stop.exit_status and is_primary():
         print(f"stopped at step {step}; the same command resumes", file=sys.stderr)
     return stop.exit_status
 
@@ -113,11 +139,18 @@ def main() -> int:
     arguments = parse_train_arguments(command_line())
     config = arguments.settings
     tune_process(config.runtime.compile_cache)
-    with WorkDir.create_or_open(arguments.workdir, config) as workdir:
+    join_hosts()
+    mesh = open_mesh(config)
+    with primary_first(lambda: WorkDir.create_or_open(arguments.workdir, config)) as workdir:
         for change in workdir.changes:
             print(f"changed since the last start: {change}", file=sys.stderr)
-        status = train(config, workdir, arguments.init_from)
-    if status == 0 and config.runtime.evaluate:
+        data, codec = primary_first(
+            lambda: prepare_data(config, workdir, lambda line: print(line, file=sys.stderr)),
+        )
+        with jax.set_mesh(mesh):
+            status = train(config, workdir, data, codec, arguments.init_from)
+    leave_together()
+    if status == 0 and config.runtime.evaluate and is_primary():
         evaluate_run(arguments.workdir, config.evaluation)
     return status
 

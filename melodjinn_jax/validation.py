@@ -207,6 +207,32 @@ def _training(config: Config) -> Checks:
         runtime.attention == "cudnn" and training.dtype == "float32",
         "runtime.attention is cudnn: it needs training.dtype bfloat16",
     )
+    steps = runtime.profile_steps
+    yield (
+        bool(steps) and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
+        f"runtime.profile_steps is {steps}: give the first step to profile, from 1, and the last",
+    )
+    yield from _mesh(config)
+
+
+def _mesh(config: Config) -> Checks:
+    """What is wrong whatever the devices; `training/mesh.py` says what is wrong with these."""
+    mesh, model_names = config.runtime.mesh, ("dynamics", *([] if config.data.actions else ["latent_actions"]))
+    yield from _at_least(mesh, "runtime.mesh", 0, "slice", "data", "fsdp", "tensor")
+    shards = max(1, mesh.slice) * max(1, mesh.data) * max(1, mesh.fsdp)
+    yield (
+        config.training.batch_size % shards > 0,
+        f"training.batch_size is {config.training.batch_size}: it must be a multiple of {shards}, the product of "
+        "runtime.mesh's axes slice, data and fsdp",
+    )
+    for name in model_names:
+        model = getattr(config, name)
+        for axis, field, size in (("tensor", "num_heads", model.num_heads), ("fsdp", "dim", model.dim)):
+            length = getattr(mesh, axis) or 1
+            yield size % length > 0, f"runtime.mesh.{axis} is {length}: it must divide {name}.{field}, {size}"
+    if config.dynamics.layout == "depth":
+        length, size = mesh.fsdp or 1, config.dynamics.depth_dim
+        yield size % length > 0, f"runtime.mesh.fsdp is {length}: it must divide dynamics.depth_dim, {size}"
 
 
 def _optimizer(prefix: str, optimizer: OptimizerConfig) -> Checks:

@@ -19,7 +19,7 @@ from melodjinn_jax.data import prepare
 from melodjinn_jax.data import writer as writer_module
 from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_float32
 from melodjinn_jax.data.dataset import Dataset, open_dataset
-from melodjinn_jax.data.loader import training_iterator
+from melodjinn_jax.data.loader import HostShare, training_iterator
 from melodjinn_jax.data.records import FIELDS, Record, serialize, shard_index
 from melodjinn_jax.data.toy_drums import make_clips, render
 from melodjinn_jax.data.writer import write_dataset
@@ -318,7 +318,7 @@ def test_an_iterator_can_be_set_back(world):
 
 def test_the_batches_of_two_hosts_make_the_batch_of_one(world):
     whole = take(batches_of(world), 6)
-    halves = [take(batches_of(world, host_index=host, host_count=2), 6) for host in (0, 1)]
+    halves = [take(batches_of(world, share=HostShare((host,), 2)), 6) for host in (0, 1)]
     together = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
     assert_same_batches(together, whole)
 
@@ -336,7 +336,7 @@ def test_batches_that_cannot_be_made_are_refused(world):
     with pytest.raises(UserError, match=r"training\.crop_frames is 21.*data\.clip_frames"):
         batches_of(world, crop_frames=21)
     with pytest.raises(UserError, match=r"training\.batch_size"):
-        batches_of(world, batch_size=5, host_count=2)
+        batches_of(world, batch_size=5, share=HostShare((0,), 2))
     with pytest.raises(UserError, match="seed is -1"):
         batches_of(world, seed=-1)
 

@@ -9,7 +9,7 @@ from ingest_stubs import EnergyCodec
 from melodjinn_jax.data.audio import HOP_LENGTH
 from melodjinn_jax.data.dataset import Dataset
 from melodjinn_jax.data.labels import complete_labels, encode_label, labels_folder, shard_names
-from melodjinn_jax.data.loader import training_iterator
+from melodjinn_jax.data.loader import HostShare, training_iterator
 from melodjinn_jax.data.mixture import Mixture, open_mixture
 from melodjinn_jax.data.records import Record
 from melodjinn_jax.data.writer import write_array_record, write_dataset
@@ -81,8 +81,16 @@ def assert_same(left: list[dict], right: list[dict]) -> None:
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_any_number_of_hosts_reads_the_same_batches_from_wherever_it_resumes(mixture, count):
     whole = batches(mixture, 9)
-    hosts = [batches(mixture, 5, {"next_batch": 4}, host_index=i, host_count=count) for i in range(count)]
+    hosts = [batches(mixture, 5, {"next_batch": 4}, share=HostShare((i,), count)) for i in range(count)]
     assert_same(together(hosts), whole[4:])
+
+
+def test_a_host_may_have_parts_that_do_not_follow_each_other(mixture):
+    whole = batches(mixture, 4)
+    hosts = [batches(mixture, 4, share=HostShare(parts, 4)) for parts in ((0, 2), (1, 3))]
+    for batch, first, second in zip(whole, *hosts, strict=True):
+        pieces = [first["codes"][:2], second["codes"][:2], first["codes"][2:], second["codes"][2:]]
+        np.testing.assert_array_equal(np.concatenate(pieces), batch["codes"])
 
 
 def test_seeds_differ_and_repeat(mixture):

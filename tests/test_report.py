@@ -138,7 +138,7 @@ def make_workdir(path: Path, drums=DRUM_NAMES[:3], metrics=None, sounds=True, co
     checkpoint = workdir.checkpoints / "60"
     checkpoint.mkdir(parents=True)
     metadata = {"versions": {"jax": "0.10.2"}, "action_space": {"key_of_code": [0, 1, 2, 0]}}
-    write_manifest(checkpoint, Manifest(60, metadata, (), {}))
+    write_manifest(checkpoint, Manifest(60, metadata, {}, (), {}))
     return workdir
 
 

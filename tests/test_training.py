@@ -212,7 +212,7 @@ def train(experiment: Path, workdir: Path, *overrides: str) -> subprocess.Comple
 def lines(workdir: Path) -> list[dict]:
     """The metrics without their clock readings."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "frames_per_second"} for row in rows]
+    return [{name: value for name, value in row.items() if name not in ("frames_per_second", "speed")} for row in rows]
 
 
 def leaf_digests(workdir: Path) -> dict:

@@ -1,6 +1,7 @@
 """Batches for training: shuffled, cropped at random, endless, and the same however many hosts or workers read them."""
 
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 import absl.flags
 import grain
@@ -36,6 +37,33 @@ class RandomCrop(grain.transforms.RandomMap):
         if "id" in element:
             crop["id"] = np.array(element["id"])
         return crop
+
+
+class HostShare(NamedTuple):
+    """Which parts of every global batch, cut into `num_parts` equal ones, one host reads, in the batch's order."""
+
+    parts: tuple[int, ...] = (0,)
+    num_parts: int = 1
+
+
+ALL_ROWS = HostShare()
+"""The share of a host that is alone."""
+
+
+class HostRows:
+    """One host's rows of endless global batches, one after another, as a Grain source."""
+
+    def __init__(self, rows: grain.MapDataset, batch_size: int, share: HostShare):
+        self._rows, self._batch_size, self._share = rows, batch_size, share
+        self._part_size = batch_size // share.num_parts
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        batch, row = divmod(index, self._part_size * len(self._share.parts))
+        part, row = divmod(row, self._part_size)
+        return self._rows[batch * self._batch_size + self._share.parts[part] * self._part_size + row]
 
 
 class BatchIterator(grain.DatasetIterator):
@@ -95,23 +123,23 @@ def training_iterator(
     crop_frames: int,
     seed: int,
     stride: int = 1,
-    host_index: int = 0,
-    host_count: int = 1,
+    share: HostShare = ALL_ROWS,
     workers: int = 0,
     fields: tuple[str, ...] = ("waveform", "codes"),
 ) -> BatchIterator:
     """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`, as `fields` name.
 
-    Of labelled data also actions uint16 `[B, F / stride - 1]`; `fields` may name `id`, str `[B]`, too.
-    `batch_size` is the global one. Host `h` reads rows
-    `[h * b, (h + 1) * b)` of each global batch, `b = batch_size / host_count`, so the batches of all hosts one after
-    another are the batch of a single host. Each DATASET has its share of every stretch of rows, and is shuffled and
-    cropped anew in every epoch of its own. Raises `UserError` naming the fields if no such batch can be made.
+    Of labelled data also actions uint16 `[B, F / stride - 1]`; `fields` may name `id`, str `[B]`, too. `batch_size` is
+    the global one, of which this host reads the parts that `share` names: those of all hosts, put in order, are the
+    batch of a single host. Each DATASET has its share of every stretch of rows, and is shuffled and cropped anew in
+    every epoch of its own. Raises `UserError` naming the fields if no such batch can be made.
     """
     mixture = data if isinstance(data, Mixture) else Mixture((data,))
     _check_crop(mixture, crop_frames, stride)
-    if batch_size < 1 or batch_size % host_count:
-        raise UserError(f"training.batch_size is {batch_size}: it must be a multiple of the {host_count} host(s)")
+    if batch_size < 1 or batch_size % share.num_parts:
+        raise UserError(
+            f"training.batch_size is {batch_size}: it must be a multiple of the {share.num_parts} part(s) of a batch"
+        )
     if seed < 0:
         raise UserError(f"seed is {seed}: it must not be negative")
     sources = [
@@ -124,12 +152,11 @@ def training_iterator(
         for i, source in enumerate(sources)
     ]
     rows = crops[0] if len(crops) == 1 else grain.MapDataset.mix(crops, mixture.weights)
-    batches = (
-        rows.batch(batch_size // host_count, drop_remainder=True)
-        # Sliced after the crops are drawn, so that they do not depend on the number of hosts.
-        .slice(slice(host_index, None, host_count))
-    )
-    return BatchIterator(batches, workers)
+    if share.num_parts == len(share.parts):
+        return BatchIterator(rows.batch(batch_size, drop_remainder=True), workers)
+    # Chosen after the crops are drawn, so that they do not depend on the hosts.
+    own = grain.MapDataset.source(HostRows(rows, batch_size, share))
+    return BatchIterator(own.batch(batch_size // share.num_parts * len(share.parts), drop_remainder=True), workers)
 
 
 def _check_crop(mixture: Mixture, crop_frames: int, stride: int) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from melodjinn_jax.models.attention import masked_attention, windowed_attention
+from melodjinn_jax.models.sharding import pin_batch
 
 ROPE_BASE = 1000.0
 ROPE_CIRCLE = 65536
@@ -126,8 +127,9 @@ class Block(nnx.Module):
         return self.down(jnp.square(jax.nn.relu(self.up(self.mlp_norm(x)))))
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        x_BLD = pin_batch(x_BLD)
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
-        return x_BLD + self.mlp(x_BLD)
+        return pin_batch(x_BLD + self.mlp(x_BLD))
 
     def step(self, x_BD, keys, values, position) -> tuple[jax.Array, jax.Array, jax.Array]:
         mixed, keys, values = self.attention.step(self.attention_norm(x_BD), keys, values, position)

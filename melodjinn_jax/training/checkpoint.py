@@ -1,4 +1,4 @@
-"""Checkpoints: Orbax writes the arrays and the Grain iterator, a manifest makes them count.
+"""Checkpoints: Orbax writes the arrays, a manifest makes them count.
 
 Orbax alone loads wrong values from a flipped byte without a word. So each checkpoint gets a manifest with the SHA-256
 of every file and of every array (`manifest.py`); loading verifies the files first and the arrays afterwards, names what
@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 
 from melodjinn_jax.data.files import sync_folder
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.training.hosts import is_primary, primary_first
 from melodjinn_jax.training.manifest import (
     DamagedCheckpointError,
     LeafRecord,
@@ -33,6 +34,7 @@ from melodjinn_jax.training.manifest import (
     array_digest,
     describe_files,
     leaf_name,
+    read_manifest,
     verify,
     write_manifest,
 )
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 _Path = tuple[str | int, ...]
 LEFTOVER = re.compile(r"\d+\.(saving|removing).*")
-ARRAYS, ITERATOR = "arrays", "iterator"
+ARRAYS = "arrays"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class CheckpointStore:
     With `keep` it is the run's one writer: it keeps the newest `keep` checkpoints, clears away what killed saves left,
     and moves damaged checkpoints aside. Without, it only reads, and leaves the folder as it is (a run may be going on).
 
-    All processes of a run call `save`, `wait` and `load` alike: Orbax shares the arrays out among them, and the first
-    process alone writes the manifest.
+    All processes of a run make the same calls: Orbax shares the arrays out among them, and the first process alone
+    verifies files and writes the manifest. A checkpoint can be loaded by any number of processes, on any devices.
 
     Raises:
         UserError: the folder cannot be written.
@@ -77,7 +79,7 @@ class CheckpointStore:
         self._verified: dict[int, Manifest] = {}
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
-        if keep is not None and _is_primary():
+        if keep is not None and is_primary():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self._remove_leftovers()
@@ -111,22 +113,28 @@ class CheckpointStore:
             raise ValueError("this CheckpointStore was opened to read")
         if step in self.steps():
             raise ValueError(f"there is a checkpoint of step {step} already")
-        content = json.loads(json.dumps(metadata, allow_nan=False))  # a copy, and a TypeError now rather than later
+        # A copy, and a TypeError now rather than later. The iterator's state is the same in every process.
+        content = json.loads(json.dumps([metadata, iterator.get_state()], allow_nan=False))
         leaves = _flatten(arrays)
         # Copies: a view would let later writes to a numpy array in, and keep JAX from donating a CPU buffer.
         snapshot = [(leaf, np.array(_to_host(leaf.stored))) for leaf in leaves.values()]
         stored = {name: leaf.stored for name, leaf in leaves.items()}
         try:
-            response = _start_orbax(self._saving_folder(step), {ARRAYS: stored, ITERATOR: iterator})
+            response = _start_orbax(self._saving_folder(step), {ARRAYS: stored})
         except Exception as error:
             raise self._save_error(step, error) from error
-        self._saving = (step, self._background.submit(self._finish, step, response, snapshot, content))
+        self._saving = (step, self._background.submit(self._finish, step, response, snapshot, *content))
 
     def _saving_folder(self, step: int) -> Path:
         return self.folder / f"{step}.saving"
 
     def _finish(
-        self, step: int, response: Any, snapshot: list[tuple["_Leaf", np.ndarray]], metadata: dict[str, Any]
+        self,
+        step: int,
+        response: Any,
+        snapshot: list[tuple["_Leaf", np.ndarray]],
+        metadata: dict[str, Any],
+        iterator: dict[str, Any],
     ) -> None:
         """The part of a save that runs in the background; everything before the rename can be killed harmlessly."""
         leaves = tuple(
@@ -134,10 +142,10 @@ class CheckpointStore:
             for leaf, array in snapshot
         )
         response.result()
-        if not _is_primary():
+        if not is_primary():
             return
         folder = self._saving_folder(step)
-        write_manifest(folder, Manifest(step, metadata, leaves, describe_files(folder, sync=True)))
+        write_manifest(folder, Manifest(step, metadata, iterator, leaves, describe_files(folder, sync=True)))
         folder.rename(self.folder / str(step))
         sync_folder(self.folder)
         self._remove_old()
@@ -172,7 +180,7 @@ class CheckpointStore:
         reason = _system_error(error)
         if reason is None:
             return error
-        if _is_primary():
+        if is_primary():
             # What was written of it takes up the very space that may be missing.
             for path in self.folder.glob(f"{step}.saving*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -216,6 +224,9 @@ class CheckpointStore:
             UserError: there are checkpoints, and every one is damaged.
         """
         self.wait()
+        return primary_first(self._latest)
+
+    def _latest(self) -> Checkpoint | None:
         damaged: set[int] = set()
         while steps := [step for step in self.steps() if step not in damaged]:
             step = steps[-1]
@@ -234,7 +245,7 @@ class CheckpointStore:
 
     def _verify(self, step: int) -> Manifest:
         self._verified.pop(step, None)
-        manifest = verify(self._folder(step))
+        manifest = (verify if is_primary() else read_manifest)(self._folder(step))
         if manifest.step != step:
             raise DamagedCheckpointError(f"{self._folder(step)}: it is the checkpoint of step {manifest.step}")
         self._verified[step] = manifest
@@ -242,7 +253,7 @@ class CheckpointStore:
 
     def _set_aside(self, step: int) -> str:
         """Make room for the next save of this step; nothing is deleted."""
-        if self._keep is None or not _is_primary():
+        if self._keep is None or not is_primary():
             return ""
         count = len(list(self.folder.glob(f"{step}.damaged*")))
         aside = self.folder / (f"{step}.damaged" + (f"-{count + 1}" if count else ""))
@@ -265,8 +276,9 @@ class CheckpointStore:
         targets = _flatten(abstract)
         self._check_structure(manifest, targets)
         abstract_arrays = {name: _with_sharding(leaf.stored) for name, leaf in targets.items()}
-        loaded = _load_orbax(self._folder(step), {ARRAYS: abstract_arrays, ITERATOR: iterator})[ARRAYS]
+        loaded = _load_orbax(self._folder(step), {ARRAYS: abstract_arrays})[ARRAYS]
         self._check_digests(step, manifest.leaves, loaded)
+        iterator.set_state(manifest.iterator)
         records = {record.name: record for record in manifest.leaves}
         leaves = [_restore_key(loaded[name], records[name]) for name in targets]  # in the order of `abstract`
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
@@ -401,10 +413,6 @@ def _with_sharding(target: Any) -> jax.ShapeDtypeStruct:
 
 
 # Orbax
-
-
-def _is_primary() -> bool:
-    return jax.process_index() == 0
 
 
 def _start_orbax(folder: Path, checkpointables: dict[str, Any]) -> Any:

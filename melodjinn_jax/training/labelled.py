@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.models.action_space import ActionSpace
 from melodjinn_jax.training.phases import PhaseRecord
-from melodjinn_jax.training.state import Models, Phase, State, commit, with_dynamics
+from melodjinn_jax.training.state import Models, Phase, State, commit, seed_data, with_dynamics
 
 
 class LabelledMachine:
@@ -31,9 +30,13 @@ class LabelledMachine:
 
     def start(self, given: State, is_frozen: bool) -> tuple[State, PhaseRecord]:
         """State and record of step 0, on the device; `given` are parts that another run brings."""
-        state = {"step": jnp.int32(0), "rng": jax.random.key(self.models.config.seed), "first_bad_step": jnp.int32(-1)}
+        state = {"step": jnp.int32(0), "rng": seed_data(self.models.config.seed), "first_bad_step": jnp.int32(-1)}
         record = PhaseRecord(Phase.FROZEN, freeze_step=0, freeze_reason="labelled")
         return commit(with_dynamics(self.models, state | given, 0)), record
+
+    def is_due(self, record: PhaseRecord, step: int) -> bool:
+        """False: labels do not change."""
+        return False
 
     def advance(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
         """The same state and record: labels do not change."""

@@ -51,10 +51,11 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a complete checkpoint consists of; `metadata` is the caller's."""
+    """All that a complete checkpoint consists of; `metadata` is the caller's, `iterator` the state of the batches'."""
 
     step: int
     metadata: dict[str, Any]
+    iterator: dict[str, Any]
     leaves: tuple[LeafRecord, ...]
     files: dict[str, FileRecord]
 
@@ -122,7 +123,7 @@ def read_manifest(folder: Path) -> Manifest:
             for leaf in content["leaves"]
         )
         files = {name: FileRecord(**record) for name, record in content["files"].items()}
-        manifest = Manifest(content["step"], content["metadata"], leaves, files)
+        manifest = Manifest(content["step"], content["metadata"], content["iterator"], leaves, files)
         intact = _serialise(manifest) == raw
     # Whatever a damaged byte does to the parsing is the same news.
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -67,6 +67,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [_from_json(row) for _, row in _parse_lines(path)]
 
 
+def _keep_until(path: Path, step: int | None) -> None:
+    kept = [] if step is None else [line for line, row in _parse_lines(path) if row["step"] <= step]
+    content = b"".join(kept)
+    if path.exists() and path.read_bytes() != content:
+        write_atomically(path, content)
+
+
 class MetricsWriter:
     """Appends to a metrics file, each line handed to the operating system at once.
 
@@ -75,26 +82,22 @@ class MetricsWriter:
     to be written before the checkpoint of that step is saved.
 
     Args:
-        path: The file.
+        path: The file; None writes nothing, as all processes of a run but the first do.
         resume_step: Step of the checkpoint that the run goes on from; None starts the file anew.
 
     Raises:
         UserError: the file cannot be written, or a line of it is damaged.
     """
 
-    def __init__(self, path: Path, resume_step: int | None) -> None:
+    def __init__(self, path: Path | None, resume_step: int | None) -> None:
         self._path = path
+        self._file: TextIO | None = None
         try:
-            self._keep_until(resume_step)
-            self._file = path.open("a", encoding="utf-8")
+            if path is not None:
+                _keep_until(path, resume_step)
+                self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise self._error(error) from error
-
-    def _keep_until(self, step: int | None) -> None:
-        kept = [] if step is None else [line for line, row in _parse_lines(self._path) if row["step"] <= step]
-        content = b"".join(kept)
-        if self._path.exists() and self._path.read_bytes() != content:
-            write_atomically(self._path, content)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line; `values` are numbers, strings, lists or dicts of them, or arrays.
@@ -102,6 +105,8 @@ class MetricsWriter:
         Raises:
             UserError: the disk is full, or the like.
         """
+        if self._file is None:
+            return
         line = json.dumps({"step": step, **_to_json(values)}, allow_nan=False)
         try:
             self._file.write(line + "\n")
@@ -113,7 +118,8 @@ class MetricsWriter:
         return UserError(f"{self._path} cannot be written: {os.strerror(error.errno or 0)}")
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ machine remembers is in the training state or in `PhaseRecord`, so that a resume
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from melodjinn_jax.models.action_space import (
 from melodjinn_jax.models.bottlenecks import read_off_codebook
 from melodjinn_jax.models.features import block_features, mel_features
 from melodjinn_jax.models.merging import measure_effects, merge_codes
+from melodjinn_jax.training.mesh import replicated, share_rows
 from melodjinn_jax.training.state import Models, Phase, State, commit, initial_state, stream, with_dynamics
 from melodjinn_jax.training.step import encode_codes, reconstruction_loss, scaled_features
 
@@ -76,12 +78,13 @@ class PhaseMachine:
         """`probe_waveform`: int16 [clips, F, H], fixed for the run."""
         self.models = models
         self.config: Config = models.config
-        self.probe = jnp.asarray(probe_waveform)
+        self.probe = share_rows(probe_waveform)
         sample_rate = models.codec.sample_rate
-        mel = np.asarray(jax.jit(lambda w: mel_features(w, sample_rate))(self.probe))
+        jit = functools.partial(jax.jit, out_shardings=replicated())  # what comes of the probe set, the host reads
+        mel = np.asarray(jit(lambda w: mel_features(w, sample_rate))(self.probe))
         self._effects = measure_effects(mel, self.config.latent_actions.action_stride)
-        self._encode = jax.jit(lambda state, w: models.lam(state["lam"]).encode(scaled_features(models, state, w)))
-        self._look = jax.jit(self._look_at)
+        self._encode = jit(lambda state, w: models.lam(state["lam"]).encode(scaled_features(models, state, w)))
+        self._look = jit(self._look_at)
 
     def start(self, given: State, is_frozen: bool) -> tuple[State, PhaseRecord]:
         """State and record of step 0, on the device.
@@ -103,26 +106,35 @@ class PhaseMachine:
             state, record = self._quantise(state, record, 0)
         return commit(state), record
 
+    def is_due(self, record: PhaseRecord, step: int) -> bool:
+        """Whether there is anything to do after `step` steps."""
+        phases = self.config.phases
+        if record.phase is Phase.DISCOVER:
+            return step >= phases.discover_steps
+        if record.phase is Phase.QUANTISE:
+            return (step - phases.discover_steps) % phases.check_every == 0 or self._at_deadline(step)
+        return False
+
+    def _at_deadline(self, step: int) -> bool:
+        phases = self.config.phases
+        return phases.freeze != "never" and step >= phases.freeze_deadline
+
     def advance(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
         """What follows after `step` steps are done: the same state and record, or the next phase's."""
-        after, later = self._advance(state, record, step)
-        return (state, record) if later is record else (commit(after), later)
-
-    def _advance(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
-        phases = self.config.phases
-        if record.phase is Phase.DISCOVER and step >= phases.discover_steps:
-            return self._quantise(state, record, step)
-        if record.phase is not Phase.QUANTISE:
+        if not self.is_due(record, step):
             return state, record
-        at_deadline = phases.freeze != "never" and step >= phases.freeze_deadline
-        if (step - phases.discover_steps) % phases.check_every == 0 or at_deadline:
-            state, record = self._take_look(state, record, step)
-            recent = record.looks[-phases.stable_checks :]
-            stable = len(recent) == phases.stable_checks and all(look.stable for look in recent)
-            if phases.freeze == "auto" and stable:
-                return self._freeze(state, record, step, "stable")
-            if at_deadline:
-                return self._freeze(state, record, step, "step" if phases.freeze == "step" else "deadline")
+        state, record = (self._quantise if record.phase is Phase.DISCOVER else self._reconsider)(state, record, step)
+        return commit(state), record
+
+    def _reconsider(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
+        phases = self.config.phases
+        state, record = self._take_look(state, record, step)
+        recent = record.looks[-phases.stable_checks :]
+        stable = len(recent) == phases.stable_checks and all(look.stable for look in recent)
+        if phases.freeze == "auto" and stable:
+            return self._freeze(state, record, step, "stable")
+        if self._at_deadline(step):
+            return self._freeze(state, record, step, "step" if phases.freeze == "step" else "deadline")
         return state, record
 
     def action_space(self, state: State) -> ActionSpace:

@@ -2,6 +2,7 @@
 
 import enum
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from melodjinn_jax.config import Config
+from melodjinn_jax.config import Config, OptimizerConfig
 from melodjinn_jax.models.bottlenecks import Codebook, empty_codebook, fsq_vectors, random_codebook
 from melodjinn_jax.models.dynamics import DynamicsModel, make_dynamics
 from melodjinn_jax.models.features import num_channels
 from melodjinn_jax.models.latent_action import LatentActionModel
 from melodjinn_jax.models.transformer import Compute
+from melodjinn_jax.training.mesh import pin_state, scope_shardings
 from melodjinn_jax.training.optimizer import make_optimizer
 
 State = dict[str, Any]
@@ -124,34 +126,45 @@ class Models:
 
 def initial_state(models: Models, feature_scale: jax.Array) -> State:
     """The state of step 0, before any codebook or dynamics model."""
-    rng = jax.random.key(models.config.seed)
-    params = jax.jit(models.init_lam)(stream(rng, "lam"))
+    rng = seed_data(models.config.seed)
     return {
         "step": jnp.int32(0),
         "rng": rng,
         "feature_scale": feature_scale,
         "first_bad_step": jnp.int32(-1),
-        "lam": params,
-        "lam_opt": make_optimizer(models.config.lam_optimizer).init(params),
+        **_new_network("lam", models.init_lam, models.config.lam_optimizer, stream(rng, "lam")),
     }
+
+
+def _new_network(name: str, init: Callable[[jax.Array], Any], config: OptimizerConfig, key: jax.Array) -> State:
+    """Fresh parameters and their optimiser state, which no device ever holds whole where the mesh shares them out."""
+
+    @jax.jit
+    def build(key: jax.Array) -> State:
+        params = init(key)
+        return pin_state({name: params, f"{name}_opt": make_optimizer(config).init(params)})
+
+    return build(key)
 
 
 def with_dynamics(models: Models, state: State, step: int) -> State:
     """The state with a dynamics model that starts to train at `step`; fresh, unless it has one already."""
-    params = state.get("dynamics") or jax.jit(models.init_dynamics)(stream(state["rng"], "dynamics"))
-    opt_state = make_optimizer(models.config.dynamics_optimizer).init(params)
-    state = {**state, "dynamics": params, "dynamics_opt": opt_state, "dynamics_start": jnp.int32(step)}
+    given = state.get("dynamics")
+    init = (lambda _: given) if given else models.init_dynamics
+    network = _new_network("dynamics", init, models.config.dynamics_optimizer, stream(state["rng"], "dynamics"))
+    state = {**state, **network, "dynamics_start": jnp.int32(step)}
     # A copy, for a step gives all its buffers away, each of them once.
-    return state | ({"dynamics_ema": jax.tree.map(jnp.copy, params)} if models.config.dynamics.ema_decay else {})
+    copy = {"dynamics_ema": jax.tree.map(jnp.copy, state["dynamics"])} if models.config.dynamics.ema_decay else {}
+    return state | copy
 
 
 def commit(state: State) -> State:
-    """The state with every array bound to the device, as a loaded one is: else the step would compile for both."""
-    return jax.device_put(state, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    """The state with every array bound to its devices, as a loaded one is: else the step would compile for both."""
+    return jax.device_put(state, scope_shardings(state))
 
 
 def abstract_state(models: Models, parts: list[str]) -> State:
-    """Shapes of the named parts of a state, for loading them."""
+    """Shapes of the named parts of a state, and where they lie on the mesh in scope, for loading them."""
     actions = models.config.latent_actions
 
     def build() -> State:
@@ -163,12 +176,24 @@ def abstract_state(models: Models, parts: list[str]) -> State:
         return state
 
     whole = jax.eval_shape(build)
-    return {name: whole[name] for name in parts}
+    chosen = {name: whole[name] for name in parts}
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), chosen, scope_shardings(chosen)
+    )
 
 
 def stream(rng: jax.Array, name: str) -> jax.Array:
-    """A random key for one purpose, derived from the run's key."""
-    return jax.random.fold_in(rng, zlib.crc32(name.encode()))
+    """A random key for one purpose, derived from the data of the run's key."""
+    return jax.random.fold_in(jax.random.wrap_key_data(rng), zlib.crc32(name.encode()))
+
+
+def seed_data(seed: int) -> jax.Array:
+    """Data uint32 [2] of the run's random key.
+
+    A typed key in the state would make every other step compile anew on a mesh: it comes back from a jitted step under
+    another, if equal, description of where it lies (JAX 0.10).
+    """
+    return jax.random.key_data(jax.random.key(seed))
 
 
 def count_parameters(params: Any) -> int:

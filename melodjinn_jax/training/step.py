@@ -19,6 +19,8 @@ from melodjinn_jax.models.bottlenecks import (
 )
 from melodjinn_jax.models.dynamics import DynamicsModel
 from melodjinn_jax.models.features import block_features
+from melodjinn_jax.models.sharding import replicate
+from melodjinn_jax.training.mesh import pin_state
 from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, update_average
 from melodjinn_jax.training.state import Models, Phase, State
 
@@ -269,7 +271,8 @@ def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tu
     )
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key_lam, key_dynamics = jax.random.split(jax.random.fold_in(state["rng"], state["step"]))
+        run_key = jax.random.wrap_key_data(state["rng"])
+        key_lam, key_dynamics = jax.random.split(jax.random.fold_in(run_key, state["step"]))
         metrics: Metrics = {}
         new = state
         if phase is not Phase.FROZEN:
@@ -280,6 +283,7 @@ def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tu
         is_bad = ~jnp.isfinite(sum(value for name, value in metrics.items() if value.ndim == 0))
         first_bad = jnp.where((state["first_bad_step"] < 0) & is_bad, state["step"] + 1, state["first_bad_step"])
         metrics["first_bad_step"] = first_bad
-        return {**new, "step": state["step"] + 1, "first_bad_step": first_bad}, metrics
+        new = pin_state({**new, "step": state["step"] + 1, "first_bad_step": first_bad})
+        return new, {name: replicate(value) for name, value in metrics.items()}
 
     return jax.jit(train_step, donate_argnums=0)

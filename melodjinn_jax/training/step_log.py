@@ -11,6 +11,7 @@ from melodjinn_jax.config import Config
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.metrics import MetricsWriter, Progress
 from melodjinn_jax.training.phases import PhaseRecord
+from melodjinn_jax.training.speed import SpeedMeter
 from melodjinn_jax.training.state import Phase, State
 
 
@@ -21,8 +22,8 @@ class NonFiniteError(UserError):
 class StepLog:
     """Writes a line every `runtime.log_every` steps, one interval behind the device."""
 
-    def __init__(self, config: Config, metrics: MetricsWriter, progress: Progress, step: int):
-        self.config, self._metrics, self._progress = config, metrics, progress
+    def __init__(self, config: Config, metrics: MetricsWriter, progress: Progress, speed: SpeedMeter, step: int):
+        self.config, self._metrics, self._progress, self._speed = config, metrics, progress, speed
         self._pending: dict[str, Any] | None = None
         self._last = (step, time.perf_counter())
 
@@ -42,6 +43,7 @@ class StepLog:
             # Names the batch, so that two runs can be compared line by line.
             "batch_crc": zlib.crc32(batch["codes"].tobytes()),
             "frames_per_second": round(frames / max(self._last[1] - since, 1e-9)),
+            "speed": self._speed.measure(phase, step - done, self._last[1] - since),
         }
 
     def phases(self, step: int, before: PhaseRecord, record: PhaseRecord) -> None:

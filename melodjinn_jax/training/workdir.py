@@ -13,6 +13,7 @@ from typing import IO, Any, Self
 from melodjinn_jax.config import Config, identity
 from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError
+from melodjinn_jax.training.hosts import is_primary
 
 
 class WorkDir:
@@ -51,6 +52,10 @@ class WorkDir:
         return self.path / "report.html"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def samples(self) -> Path:
         return self.path / "samples"
 
@@ -58,11 +63,15 @@ class WorkDir:
     def create_or_open(cls, path: str | os.PathLike, config: Config) -> Self:
         """Open the work directory for the one process that may write to it, creating it for a new run.
 
+        Of a run's several processes the first is that one; to the others it is only named.
+
         Raises:
             UserError: it cannot be written, another process is training in it, or it belongs to a run with other
                 settings of identity.
         """
         workdir = cls(path)
+        if not is_primary():
+            return workdir
         try:
             workdir.path.mkdir(parents=True, exist_ok=True)
             workdir._acquire_lock()

@@ -1,0 +1,125 @@
+"""Numbers of speed: FLOPs agree with what XLA counts, losses add up, collectives are found in loops."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import tiny_config, tiny_models
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melodjinn_jax.config import DynamicsConfig, PhasesConfig
+from melodjinn_jax.models.dynamics import DynamicsModel
+from melodjinn_jax.models.flops import dynamics_flops, transformer_flops
+from melodjinn_jax.training import goodput
+from melodjinn_jax.training.chips import CHIPS, find_chip
+from melodjinn_jax.training.goodput import LOSSES, WallTime
+from melodjinn_jax.training.hlo import Collective, find_collectives
+from melodjinn_jax.training.speed import SpeedMeter, step_flops
+from melodjinn_jax.training.state import Phase
+
+
+def test_counted_flops_are_those_that_xla_counts():
+    config = DynamicsConfig(dim=64, num_heads=4, num_layers=2, window=8)
+    model = DynamicsModel(
+        config, num_codebooks=2, codebook_size=32, num_actions=4, action_stride=1, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
+    codes, actions = jnp.zeros((1, 8, 2), jnp.int32), jnp.zeros((1, 7), jnp.int32)
+    by_xla = jax.jit(model.__call__).lower(codes, actions).compile().cost_analysis()["flops"]
+    # XLA counts norms and masked pairs too, which are few at this width.
+    assert dynamics_flops(config, 2, 32, 8) == pytest.approx(by_xla, rel=0.1)
+
+
+@given(st.integers(1, 40), st.integers(1, 60))
+def test_attention_counts_the_pairs_within_the_window(window, length):
+    pairs = sum(min(position + 1, window) for position in range(length))
+    assert transformer_flops(2, 1, window, length) == 24 * 4 * length + 4 * 2 * pairs
+
+
+def test_the_flops_of_a_step_are_those_of_what_trains():
+    models = tiny_models()
+    early = tiny_models(phases=PhasesConfig(4, dynamics_start="quantise", freeze_deadline=8, probe_clips=8))
+    labelled = tiny_models(data=dataclasses.replace(tiny_config().data, datasets=("d",), actions="auto"))
+    discover, quantise, frozen = (step_flops(models, phase) for phase in Phase)
+    assert discover == quantise
+    assert discover.dynamics == 0 < discover.lam
+    assert step_flops(early, Phase.QUANTISE).dynamics == frozen.dynamics > 0
+    assert 0 < frozen.lam < discover.lam / 3
+    assert step_flops(labelled, Phase.FROZEN).lam == 0
+
+
+def test_what_is_lost_and_what_is_won_make_the_whole(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(goodput.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(goodput, "_process_age", lambda: 10.0)
+    wall_time = WallTime()
+    clock[0] += 5
+    wall_time.starts()
+    for loss, seconds in (("compile", 4), ("data", 1), ("compile", 2)):
+        with wall_time.losing(loss):
+            clock[0] += seconds
+    clock[0] += 8
+    assert wall_time.lost == dict.fromkeys(LOSSES, 0.0) | {"start": 15.0, "compile": 6.0, "data": 1.0}
+    assert wall_time.goodput() == pytest.approx(8 / 30)
+
+
+def test_a_step_takes_what_is_left_after_interruptions():
+    wall_time = WallTime()
+    meter = SpeedMeter(tiny_models(), wall_time)
+    wall_time.lost["checkpoint"] += 6.0
+    speed = meter.measure(Phase.FROZEN, steps=4, seconds=8.0)
+    assert speed["step_ms"] == pytest.approx(500)
+    assert speed["tokens_per_second"] == pytest.approx(4 * 24 * 2 / 0.5)
+    assert meter.measure(Phase.FROZEN, steps=4, seconds=8.0)["step_ms"] == pytest.approx(2000)
+
+
+def test_chips_are_known_by_what_jax_calls_them():
+    assert [find_chip(chip.kind + " something") for chip in CHIPS] == list(CHIPS)
+    assert find_chip("cpu") is None
+    assert find_chip("TPU v5 lite").name == "v5e"
+    assert find_chip("TPU v5").name == "v5p"
+
+
+HLO = """
+HloModule step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %gathered = f32[8,4]{1,0:T(8,128)} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+  %begun = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+  %done = bf16[8,4]{1,0} all-gather-done(%begun)
+}
+
+%below (state: (s32[], f32[8,4])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[]{:T(512)} compare(%index, %limit), direction=LT
+}
+
+%backwards (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %grads = (bf16[1,4]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/bf16[2]{0:T(2,128)S(1)}) all-reduce(%a, %b), channel_id=2, \
+replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, use_global_device_ids=true, to_apply=%add
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %loop = (s32[], f32[8,4]) while(%init), condition=%upto, body=%body, backend_config={"known_trip_count":{"n":"16"}}
+  %layers = (s32[], f32[8,4]) while(%loop), condition=%below, body=%backwards, metadata={op_name="while"}
+  %both = (f32[10]{0}, f32[6]{0}) all-reduce(%u, %v), replica_groups={}, to_apply=%add
+  ROOT %part = f32[2,4]{1,0} reduce-scatter(%w), replica_groups=[4,2]<=[8], to_apply=%add
+}
+"""
+
+
+def test_collectives_are_found_and_counted_as_often_as_their_loop_runs():
+    found = find_collectives(HLO, 8)
+    assert found == [
+        Collective("all-gather", 4, 32, 16 * (128 + 64)),
+        Collective("all-reduce", 4, 6, 6 * 12),
+        Collective("all-reduce", 8, 1, 64),
+        Collective("reduce-scatter", 2, 1, 32),
+    ]
+    assert [one.sent for one in found] == [16 * 192 * 3 / 4, 2 * 72 * 3 / 4, 2 * 64 * 7 / 8, 32]
