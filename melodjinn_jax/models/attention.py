@@ -99,7 +99,7 @@ def splash_on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array, wi
     batch = tuple(axis for axis in mesh.axis_names if axis != "tensor")
     heads = PartitionSpec(batch, None, "tensor", None)
     return jax.shard_map(
-        lambda *arrays: splash_attention(*arrays, window),
+        lambda q, k, v, sink: splash_attention(q, k, v, sink, window),
         in_specs=(heads, heads, heads, PartitionSpec("tensor")),
         out_specs=heads,
         check_vma=False,
