@@ -225,6 +225,12 @@ def _mesh(config: Config) -> Checks:
         f"training.batch_size is {config.training.batch_size}: it must be a multiple of {shards}, the product of "
         "runtime.mesh's axes slice, data and fsdp",
     )
+    accumulate = config.runtime.accumulate
+    yield (
+        accumulate > 1 and config.training.batch_size % (shards * accumulate) > 0,
+        f"runtime.accumulate is {accumulate}: times {shards}, the product of runtime.mesh's axes slice, data and fsdp, "
+        f"it must divide training.batch_size, {config.training.batch_size}",
+    )
     for name in model_names:
         model = getattr(config, name)
         for axis, field, size in (("tensor", "num_heads", model.num_heads), ("fsdp", "dim", model.dim)):

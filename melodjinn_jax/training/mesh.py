@@ -40,7 +40,7 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("(to_latent|to_features|to_depth|unembed)/kernel", ("embed", None)),
     # A gather from a table that is shared out makes the compiler bring it together first, at every step.
     (r"embed_\w+/embedding", (None, None)),
-    ("scale|bias", (None,)),
+    ("scale|bias|ns_coeffs", (None,)),
 )
 """Logical axes of parameters by the end of their path; a stack of layers has one more axis in front, kept whole."""
 
