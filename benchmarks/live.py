@@ -96,7 +96,9 @@ async def attack(session: aiohttp.ClientSession, url: str, messages: int, rng: r
         else:
             if ending == 1:  # reads no more, for a while
                 await asyncio.sleep(rng.random())
-            socket._response.connection.transport.abort()  # type: ignore[union-attr]
+            connection = socket._response.connection
+            if connection is not None and connection.transport is not None:  # else it is closed already
+                connection.transport.abort()
     return sent
 
 

@@ -152,7 +152,7 @@ class Performance:
     def heard(self, message: protocol.Played) -> None:
         """Frames of the present take have been heard."""
         if message.take == self.take:
-            self.played = min(max(self.played, message.frame), self._cursor)
+            self.played = min(max(self.played, message.frame), self.session.end)
 
     def rewind(self, frame: int, seed: int | None) -> None:
         """Go on from a past frame. Raises `ProtocolError` if it is not there."""
