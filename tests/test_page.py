@@ -21,7 +21,7 @@ from melodjinn_jax.live.generator import generate
 from melodjinn_jax.live.onnx.runtime import runtime_files
 from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.live.session import Sampling, Session, require_instrument
-from melodjinn_jax.live.stream import instrument_of, render
+from melodjinn_jax.live.stream import instrument_of, render_codes
 from melodjinn_jax.training.run import Run, load_run
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def hits(run) -> np.ndarray:
     sounds = []
     for key in range(1, run.action_space.num_keys + 1):
         codes, _ = performed(run, [0] * 20 + [key] + [0] * HIT_FRAMES)
-        sounds.append(render(run.codec, codes)[-(HIT_FRAMES + 1) * HOP :])
+        sounds.append(render_codes(run.codec, codes)[-(HIT_FRAMES + 1) * HOP :])
     return np.stack(sounds)
 
 
@@ -196,7 +196,7 @@ def test_a_session_of_python_renders_in_the_page_as_in_python(run, playing, tmp_
     saved, made_with = Session.from_bytes(playing.download("#save"))
     playing.page.click("#toggle")
     assert rate == run.codec.sample_rate
-    expected = full_scale(render(run.codec, codes))
+    expected = full_scale(render_codes(run.codec, codes))
     assert np.abs(wav[: len(expected)] - expected).max() < 1e-3
     # And what the page played on from there is a session that Python renders to the page's sound.
     require_instrument(saved, instrument_of(run), to_continue=True)
@@ -204,7 +204,7 @@ def test_a_session_of_python_renders_in_the_page_as_in_python(run, playing, tmp_
     np.testing.assert_array_equal(saved.codes[: len(codes)], codes)
     np.testing.assert_array_equal(saved.actions[: len(codes)], actions)
     assert saved.end > session.end
-    assert np.abs(wav - full_scale(render(run.codec, saved.codes))).max() < 1e-3
+    assert np.abs(wav - full_scale(render_codes(run.codec, saved.codes))).max() < 1e-3
 
 
 def test_what_the_page_played_is_what_python_would_have_played(run, playing):
