@@ -22,6 +22,7 @@ from melodjinn_jax.evaluation.descriptors import (
 )
 from melodjinn_jax.evaluation.effects import consistency, f_ratio, natural_holds, told_apart
 from melodjinn_jax.evaluation.meaning import long_play, measure_meaning, starts_of
+from melodjinn_jax.evaluation.report.headline import judge_music
 from melodjinn_jax.evaluation.report.meaning import GROUPS, meaning, with_interval
 
 PROMPT = 8
@@ -148,6 +149,14 @@ def test_the_report_shows_every_measure_and_what_is_not_defined(obedient):
     recovery = obedient["recovery"]
     assert with_interval(recovery) == f"{recovery['value']:.2f} [{recovery['low']:.2f}, {recovery['high']:.2f}]"
     assert meaning(SimpleNamespace(results={})) == ""
+
+
+def test_the_verdict_on_music_needs_intervals_clear_of_zero(obedient, deaf):
+    assert judge_music({"num_keys": 3, "meaning": obedient})[0]
+    assert not judge_music({"num_keys": 3, "meaning": deaf})[0]
+    assert not judge_music({"num_keys": 0, "meaning": obedient})[0]
+    undefined = {"value": None, "low": None, "high": None}
+    assert not judge_music({"num_keys": 3, "meaning": obedient | {"cross_entropy_gain_over_none": undefined}})[0]
 
 
 # The parts ------------------------------------------------------------------------------------------------------------

@@ -60,14 +60,14 @@ def judge(files: RunFiles) -> tuple[bool, str]:
 
 def judge_music(results: dict[str, Any]) -> tuple[bool, str]:
     """Whether the actions tell the dynamics model something true, which is what can be said without any truth."""
-    true, none, shuffled = (
-        results.get(f"cross_entropy_{kind}_actions", math.nan) for kind in ("true", "no", "shuffled")
-    )
-    if results.get("num_keys") and true < none and true < shuffled:
-        return True, f"The actions tell the future: they take {none - true:.3f} nats of {none:.3f} from each token."
     if not results.get("num_keys"):
         return False, "No key was found: nothing that happens in this music was told from nothing."
-    return False, "The actions do not tell the future yet: unseen music is as surprising with them as without."
+    gains = [results.get("meaning", {}).get(f"cross_entropy_gain_over_{kind}", {}) for kind in ("none", "shuffled")]
+    if all((gain.get("low") or 0.0) > 0 for gain in gains):
+        gain, none = gains[0], results.get("cross_entropy_no_actions", math.nan)
+        taken = f"{gain['value']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}] nats of {none:.3f}"
+        return True, f"The actions tell the future: they take {taken} from each token."
+    return False, "It is not certain that the actions tell the future: unseen music may be as surprising without them."
 
 
 def tiles(files: RunFiles) -> Html:
