@@ -120,6 +120,8 @@ class LatentActionConfig:
 class DynamicsConfig:
     """The dynamics transformer over codec tokens."""
 
+    layout: Literal["flat", "depth"] = "flat"
+    """One step of the transformer per token, or one per frame and a small second transformer over its codebooks."""
     dim: int = 64
     """Model width (D)."""
     num_heads: int = 4
@@ -128,6 +130,10 @@ class DynamicsConfig:
     """Transformer blocks."""
     window: int = 48
     """Frames that each token looks back over, in training as in play."""
+    depth_dim: int = 64
+    """Width of the second transformer of the depth layout; its heads are as wide as the others."""
+    depth_layers: int = 2
+    """Blocks of the second transformer of the depth layout."""
     max_mask_rate: float = 1.0
     """Each clip hides whole frames of its context at a rate drawn from U(0, max_mask_rate)."""
     splice_probability: float = 0.5
@@ -136,6 +142,8 @@ class DynamicsConfig:
     """Mean length of the pieces."""
     action_dropout: float = 0.1
     """Share of clips trained with the null action."""
+    ema_decay: float = 0.0
+    """Decay of the moving average of the weights, which then plays and is evaluated; 0: the weights themselves do."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +170,10 @@ class PhasesConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping and a schedule."""
+    """Clipping, an optimiser and a schedule."""
 
+    algorithm: Literal["adamw", "muon"] = "adamw"
+    """AdamW for all parameters, or Muon for the matrices of transformer blocks and Adam for the rest."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -173,7 +183,7 @@ class OptimizerConfig:
     decay_fraction: float = 0.2
     """Share of the steps that the WSD schedule spends decaying."""
     b2: float = 0.99
-    """Decay of the second moment."""
+    """Decay of Adam's second moment."""
     weight_decay: float = 1e-3
     """Decoupled weight decay."""
     clip_norm: float = 1.0
@@ -242,6 +252,13 @@ class RuntimeConfig:
     """Folder of compiled programs, shared by all runs; empty: none."""
     data_workers: int = 0
     """Processes that read the data; 0 reads in the training process."""
+    accumulate: int = 1
+    """Parts of a batch that the dynamics model goes through one after the other, to save memory."""
+    remat: Literal["none", "dots", "full"] = "none"
+    """What the backward pass computes anew, to save memory: nothing, all but matrix products, or whole blocks."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Kernel of attention over whole clips: the device's (cuDNN on a GPU in bfloat16, splash on a TPU) or the one
+    named; where a length is no multiple of 128, XLA stands in for splash."""
     progress: bool = True
     """Show a progress bar."""
     evaluate: bool = True

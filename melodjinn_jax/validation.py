@@ -140,8 +140,17 @@ def _dynamics(config: Config) -> Checks:
     dynamics = config.dynamics
     yield from _at_least(dynamics, "dynamics", 1, "num_heads", "num_layers", "window")
     yield from _heads("dynamics", dynamics.dim, dynamics.num_heads)
+    if dynamics.layout == "depth":
+        yield from _at_least(dynamics, "dynamics", 1, "depth_dim", "depth_layers")
+        head_dim = dynamics.dim // dynamics.num_heads
+        yield (
+            dynamics.depth_dim % head_dim > 0,
+            f"dynamics.depth_dim is {dynamics.depth_dim}: it must be a multiple of the width of a head, {head_dim}, "
+            "which is dynamics.dim over dynamics.num_heads",
+        )
     yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
+    yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
 
 
 def _phases(config: Config) -> Checks:
@@ -172,6 +181,19 @@ def _training(config: Config) -> Checks:
     runtime = config.runtime
     yield from _at_least(runtime, "runtime", 1, "log_every", "save_every", "keep_checkpoints")
     yield from _at_least(runtime, "runtime", 0, "data_workers")
+    yield from _at_least(runtime, "runtime", 1, "accumulate")
+    yield (
+        training.batch_size % runtime.accumulate > 0,
+        f"runtime.accumulate is {runtime.accumulate}: it must divide training.batch_size, {training.batch_size}",
+    )
+    yield (
+        runtime.accumulate > 1 and config.latent_actions.gradient == "dynamics",
+        f"runtime.accumulate is {runtime.accumulate}: it must be 1 while latent_actions.gradient is dynamics",
+    )
+    yield (
+        runtime.attention == "cudnn" and training.dtype == "float32",
+        "runtime.attention is cudnn: it needs training.dtype bfloat16",
+    )
     steps = runtime.profile_steps
     yield (
         bool(steps) and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
@@ -195,6 +217,15 @@ def _mesh(config: Config) -> Checks:
         for axis, field, size in (("tensor", "num_heads", model.num_heads), ("fsdp", "dim", model.dim)):
             length = getattr(mesh, axis) or 1
             yield size % length > 0, f"runtime.mesh.{axis} is {length}: it must divide {name}.{field}, {size}"
+    if config.dynamics.layout == "depth":
+        dynamics = config.dynamics
+        heads = dynamics.depth_dim * dynamics.num_heads // dynamics.dim
+        for axis, size, what in (
+            ("fsdp", dynamics.depth_dim, "dynamics.depth_dim"),
+            ("tensor", heads, "the heads of dynamics.depth_dim"),
+        ):
+            length = getattr(mesh, axis) or 1
+            yield size % length > 0, f"runtime.mesh.{axis} is {length}: it must divide {what}, {size}"
 
 
 def _optimizer(prefix: str, optimizer: OptimizerConfig) -> Checks:

@@ -15,11 +15,12 @@ from melodjinn_jax.training.state import Models
 from melodjinn_jax.training.step import dynamics_loss, precedes_event, splice
 
 FRAMES = 24
+LAYOUTS = pytest.mark.parametrize("layout", ["flat", "depth"])
 
 
-def make(stride: int = 1, window: int = 6, num_layers: int = 2) -> Models:
+def make(layout: str = "flat", stride: int = 1, window: int = 6) -> Models:
     actions = LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=6, max_codes=8, action_stride=stride)
-    dynamics = DynamicsConfig(dim=16, num_heads=2, num_layers=num_layers, window=window)
+    dynamics = DynamicsConfig(layout, dim=16, num_heads=2, num_layers=2, window=window, depth_dim=24, depth_layers=1)
     return Models(tiny_config(latent_actions=actions, dynamics=dynamics), CODEC)
 
 
@@ -33,10 +34,11 @@ def inputs(rng):
     return codes, rng
 
 
+@LAYOUTS
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_an_action_changes_its_own_block_and_nothing_before_it(inputs, stride):
+def test_an_action_changes_its_own_block_and_nothing_before_it(inputs, layout, stride):
     codes, rng = inputs
-    models = make(stride, window=FRAMES)
+    models = make(layout, stride, window=FRAMES)
     params = models.init_dynamics(jax.random.key(0))
     actions = rng.integers(0, 8, (2, FRAMES // stride - 1))
     before = logits_of(models, params, codes, actions)
@@ -50,9 +52,10 @@ def test_an_action_changes_its_own_block_and_nothing_before_it(inputs, stride):
         assert np.all(np.abs(before - after)[:, start : start + stride].max(axis=-1) > 0)
 
 
-def test_a_token_changes_no_logit_at_or_before_it_and_reaches_every_codebook_after(inputs):
+@LAYOUTS
+def test_a_token_changes_no_logit_at_or_before_it_and_reaches_every_codebook_after(inputs, layout):
     codes, rng = inputs
-    models = make(window=FRAMES)
+    models = make(layout, window=FRAMES)
     params = models.init_dynamics(jax.random.key(0))
     actions = rng.integers(0, 8, (2, FRAMES - 1))
     before = logits_of(models, params, codes, actions).reshape(2, FRAMES * 2, -1)
@@ -64,9 +67,27 @@ def test_a_token_changes_no_logit_at_or_before_it_and_reaches_every_codebook_aft
         assert np.all(np.abs(before - after)[:, position + 1 :].max(axis=-1) > 0)
 
 
-def test_the_window_bounds_what_is_seen(inputs):
+@LAYOUTS
+def test_a_hidden_frame_is_no_context_and_is_still_predicted(inputs, layout):
     codes, rng = inputs
-    models = make(window=3, num_layers=2)
+    models = make(layout, window=FRAMES)
+    params = models.init_dynamics(jax.random.key(0))
+    actions = rng.integers(0, 8, (2, FRAMES - 1))
+    hidden = np.zeros((2, FRAMES), bool)
+    hidden[:, 5] = True
+    changed = codes.copy()
+    changed[:, 5] = (changed[:, 5] + 1) % CODEC.codebook_size
+    predict = jax.jit(lambda c, h: models.dynamics(params)(c, actions, h))
+    np.testing.assert_array_equal(predict(codes, hidden), predict(changed, hidden))
+    seen = np.asarray(predict(codes, np.zeros_like(hidden)))
+    np.testing.assert_array_equal(seen, logits_of(models, params, codes, actions))
+    assert np.all(np.any(seen != predict(codes, hidden), axis=-1)[:, 6:])
+
+
+@LAYOUTS
+def test_the_window_bounds_what_is_seen(inputs, layout):
+    codes, rng = inputs
+    models = make(layout, window=3)
     params = models.init_dynamics(jax.random.key(0))
     actions = rng.integers(0, 8, (2, FRAMES - 1))
     changed = codes.copy()
@@ -77,10 +98,11 @@ def test_the_window_bounds_what_is_seen(inputs):
     np.testing.assert_array_equal(before.reshape(2, -1, 16)[:, beyond:], after.reshape(2, -1, 16)[:, beyond:])
 
 
+@LAYOUTS
 @pytest.mark.parametrize("stride", [1, 4])
-def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs, stride):
+def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs, layout, stride):
     codes, rng = inputs
-    models = make(stride, window=5)
+    models = make(layout, stride, window=5)
     params = models.init_dynamics(jax.random.key(3))
     actions = rng.integers(0, 8, (2, FRAMES // stride - 1))
     played = generate(models, params, codes, 2, actions)
@@ -89,9 +111,10 @@ def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs
     np.testing.assert_array_equal(played[:, 2:], logits.argmax(axis=-1)[:, 2:])
 
 
-def test_sampling_is_reproducible_and_top_1_is_greedy(inputs):
+@LAYOUTS
+def test_sampling_is_reproducible_and_top_1_is_greedy(inputs, layout):
     codes, rng = inputs
-    models = make()
+    models = make(layout)
     params = models.init_dynamics(jax.random.key(0))
     actions = rng.integers(0, 8, (2, FRAMES - 1))
     first, again, other = (generate(models, params, codes, 1, actions, seed=s, temperature=1.0) for s in (0, 0, 1))
@@ -149,9 +172,10 @@ def test_the_frame_before_a_key_takes_effect_is_known(keys, stride):
     assert found.tolist() == expected
 
 
-def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs):
+@LAYOUTS
+def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs, layout):
     codes, rng = inputs
-    dynamics = DynamicsConfig(dim=16, num_heads=2, num_layers=1, window=6, action_dropout=1.0)
+    dynamics = DynamicsConfig(layout, dim=16, num_heads=2, num_layers=1, window=6, action_dropout=1.0)
     models = Models(tiny_config(dynamics=dynamics), CODEC)
     params = models.init_dynamics(jax.random.key(0))
     losses = [

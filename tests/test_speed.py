@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melodjinn_jax.config import DynamicsConfig, PhasesConfig
-from melodjinn_jax.models.dynamics import DynamicsModel
+from melodjinn_jax.models.dynamics import make_dynamics
 from melodjinn_jax.models.flops import dynamics_flops, transformer_flops
+from melodjinn_jax.models.transformer import Compute
 from melodjinn_jax.training import goodput
 from melodjinn_jax.training.chips import CHIPS, find_chip
 from melodjinn_jax.training.goodput import LOSSES, WallTime
@@ -21,11 +22,12 @@ from melodjinn_jax.training.speed import SpeedMeter, step_flops
 from melodjinn_jax.training.state import Phase
 
 
-def test_counted_flops_are_those_that_xla_counts():
-    config = DynamicsConfig(dim=64, num_heads=4, num_layers=2, window=8)
-    model = DynamicsModel(
-        config, num_codebooks=2, codebook_size=32, num_actions=4, action_stride=1, dtype=jnp.float32, rngs=nnx.Rngs(0)
-    )
+@pytest.mark.parametrize("layout", ["flat", "depth"])
+def test_counted_flops_are_those_that_xla_counts(layout):
+    config = DynamicsConfig(layout=layout, dim=64, num_heads=4, num_layers=2, window=8, depth_dim=32)
+    sizes = {"num_codebooks": 2, "codebook_size": 32, "num_actions": 4, "action_stride": 1}
+    compute = Compute(jnp.dtype("float32"), "none", "xla")
+    model = make_dynamics(config, compute=compute, rngs=nnx.Rngs(0), **sizes)
     codes, actions = jnp.zeros((1, 8, 2), jnp.int32), jnp.zeros((1, 7), jnp.int32)
     by_xla = jax.jit(model.__call__).lower(codes, actions).compile().cost_analysis()["flops"]
     # XLA counts norms and masked pairs too, which are few at this width.

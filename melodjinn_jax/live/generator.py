@@ -38,13 +38,12 @@ def play_frame(
     Returns:
       the stream's new state and the frame's codes int32 [B, Q].
     """
-    tokens = []
-    for codebook, key_token in enumerate(jax.random.split(key, model.num_codebooks)):
-        logits, cache = model.token_logits(layers, state, action_B, codebook)
-        token = jnp.where(is_given_B, given_BQ[:, codebook], sample(logits, key_token, temperature, top_k))
-        state = DynamicsState(cache, token, state.position + 1)
-        tokens.append(token)
-    return state, jnp.stack(tokens, axis=-1)
+    keys = jax.random.split(key, model.num_codebooks)
+
+    def choose(logits: jax.Array, codebook: int) -> jax.Array:
+        return jnp.where(is_given_B, given_BQ[:, codebook], sample(logits, keys[codebook], temperature, top_k))
+
+    return model.play(layers, state, action_B, choose)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "top_k"))
@@ -53,7 +52,7 @@ def _generate(models, params, prompt_BFQ, prompt_frames_B, actions, key, tempera
     B, F, _ = prompt_BFQ.shape
     by_frame = align_actions(actions, jnp.asarray(model.null_action), model.action_stride)[:, :F]
 
-    layers = model.transformer.layers()
+    layers = model.layers()
 
     def step(state, inputs):
         frame, action, given = inputs

@@ -1,18 +1,26 @@
 """The dynamics model: an autoregressive transformer over codec tokens, steered by actions.
 
-The codes of a clip are flattened, frame by frame and codebook by codebook, into one sequence. The input at a position
-is the token before it, the index of the codebook to predict, and the action that governs the frame to predict.
+Every token is predicted from all tokens before it, frame by frame and codebook by codebook, and from the actions up to
+the one that governs its own frame. Two layouts do this. *Flat*: the tokens are one sequence of one transformer, whose
+input at a position is the token before it, the index of the codebook to predict, and the action. *Depth*: the
+transformer takes one step per frame, over the sum of the last frame's embeddings and the action, and a small second
+one goes through the codebooks of the frame (Lee et al. 2022, "Autoregressive image generation using residual
+quantization").
+
+B clips, F frames, Q codebooks, K entries of each, D width, N blocks of S frames.
 """
 
 import functools
-from typing import NamedTuple
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from melodjinn_jax.config import DynamicsConfig
-from melodjinn_jax.models.transformer import Block, KVCache, Transformer
+from melodjinn_jax.models.transformer import Block, Compute, KVCache, Transformer
 
 
 def align_actions(actions: jax.Array, null: jax.Array, stride: int) -> jax.Array:
@@ -34,44 +42,32 @@ def align_actions(actions: jax.Array, null: jax.Array, stride: int) -> jax.Array
 
 
 class DynamicsState(NamedTuple):
-    """What one stream carries from token to token."""
+    """What one stream carries from frame to frame."""
 
     cache: KVCache
-    previous_token: jax.Array
-    """int32 [B]."""
+    previous_codes: jax.Array
+    """int32 [B, Q], of the frame before; begin tokens where there is none."""
     position: jax.Array
-    """int32 []: tokens played so far."""
+    """int32 []: frames played so far."""
+
+
+Choose = Callable[[jax.Array, int], jax.Array]
+"""Picks tokens int32 [B] from logits float32 [B, K], for the codebook of the given index."""
 
 
 class DynamicsModel(nnx.Module):
-    """Predicts the next codec token from the past tokens and the actions.
+    """What the layouts share; `make_dynamics` builds one.
 
-    Token ids 0..K-1 are codes; K begins a sequence and K + 1 hides a token. Actions 0..num_actions-1 are keys;
+    Codes are 0..K-1; the token K begins a sequence and K + 1 hides a code. Actions 0..num_actions-1 are keys;
     num_actions is the null action.
     """
 
-    def __init__(
-        self,
-        config: DynamicsConfig,
-        *,
-        num_codebooks: int,
-        codebook_size: int,
-        num_actions: int,
-        action_stride: int,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
+    transformer: Transformer
+    embed_action: nnx.Embed
+
+    def __init__(self, *, num_codebooks: int, codebook_size: int, num_actions: int, action_stride: int):
         self.num_codebooks, self.codebook_size = num_codebooks, codebook_size
         self.null_action, self.action_stride = num_actions, action_stride
-        embedding = functools.partial(nnx.Embed, features=config.dim, dtype=dtype, rngs=rngs)
-        init = nnx.initializers.normal(0.3)
-        self.embed_token = embedding(codebook_size + 2, embedding_init=init)
-        self.embed_codebook = embedding(num_codebooks, embedding_init=init)
-        self.embed_action = embedding(num_actions + 1, embedding_init=init)
-        self.transformer = Transformer(
-            config.dim, config.num_heads, config.num_layers, config.window * num_codebooks, dtype, rngs
-        )
-        self.unembed = nnx.Linear(config.dim, codebook_size, dtype=dtype, rngs=rngs)
 
     @property
     def begin_token(self) -> int:
@@ -91,38 +87,149 @@ class DynamicsModel(nnx.Module):
           actions: keys int32 [B, N - 1], or their embeddings [B, N - 1, D].
           hidden_frames_BF: bool, frames whose tokens are masked where they serve as context.
         """
-        B, F, Q = codes_BFQ.shape
-        context = codes_BFQ
         if hidden_frames_BF is not None:
-            context = jnp.where(hidden_frames_BF[..., None], self.mask_token, context)
-        begin = jnp.full((B, 1), self.begin_token, context.dtype)
-        previous = jnp.concatenate([begin, context.reshape(B, F * Q)[:, :-1]], axis=1)
+            codes_BFQ = jnp.where(hidden_frames_BF[..., None], self.mask_token, codes_BFQ)
         if actions.ndim == 2:
             actions = self.embed_action(actions)
         null = self.embed_action(jnp.asarray(self.null_action))
-        by_frame = align_actions(actions, null, self.action_stride)
-        x = self.embed_token(previous).reshape(B, F, Q, -1) + self.embed_codebook.embedding[...] + by_frame[:, :, None]
-        hidden = self.transformer(x.reshape(B, F * Q, -1))
-        return self.unembed(hidden).astype(jnp.float32).reshape(B, F, Q, -1)
+        return self.logits(codes_BFQ, align_actions(actions, null, self.action_stride)).astype(jnp.float32)
+
+    @abstractmethod
+    def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
+        """Logits [B, F, Q, K] from the tokens that serve as context and each frame's embedded action."""
+
+    @abstractmethod
+    def layers(self) -> tuple[Block, ...]:
+        """All blocks one by one, taken once for all frames of a stream."""
+
+    @abstractmethod
+    def play(
+        self, layers: tuple[Block, ...], state: DynamicsState, action_B: jax.Array, choose: Choose
+    ) -> tuple[DynamicsState, jax.Array]:
+        """One frame of a stream, codebook by codebook.
+
+        Args:
+          layers: of `self.layers()`.
+          state: of the stream.
+          action_B: int32, the action that governs the frame.
+          choose: picks each token from its logits.
+
+        Returns:
+          the new state, and the frame's codes int32 [B, Q].
+        """
 
     def init_state(self, batch_size: int) -> DynamicsState:
         return DynamicsState(
             self.transformer.init_cache(batch_size),
-            jnp.full(batch_size, self.begin_token, jnp.int32),
+            jnp.full((batch_size, self.num_codebooks), self.begin_token, jnp.int32),
             jnp.zeros((), jnp.int32),
         )
 
-    def token_logits(
-        self, layers: tuple[Block, ...], state: DynamicsState, action_B: jax.Array, codebook: int
-    ) -> tuple[jax.Array, KVCache]:
-        """Logits [B, K] of the next token, and the cache that now holds the previous one.
 
-        Args:
-          layers: `self.transformer.layers()`, taken once for all tokens.
-          state: of the stream.
-          action_B: int32, the action governing the frame that the next token belongs to.
-          codebook: index of the next token's codebook.
-        """
-        x = self.embed_token(state.previous_token) + self.embed_codebook(jnp.asarray(codebook))
-        hidden, cache = self.transformer.step(layers, x + self.embed_action(action_B), state.cache, state.position)
-        return self.unembed(hidden).astype(jnp.float32), cache
+class FlatDynamics(DynamicsModel):
+    """One sequence of tokens, one step of the transformer for each."""
+
+    def __init__(self, config: DynamicsConfig, *, compute: Compute, rngs: nnx.Rngs, **sizes: int):
+        super().__init__(**sizes)
+        embedding = _embedding(config.dim, compute.dtype, rngs)
+        self.embed_token = embedding(self.codebook_size + 2)
+        self.embed_codebook = embedding(self.num_codebooks)
+        self.embed_action = embedding(self.null_action + 1)
+        window = config.window * self.num_codebooks
+        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, window, compute, rngs)
+        self.unembed = nnx.Linear(config.dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
+
+    def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
+        B, F, Q = context_BFQ.shape
+        begin = jnp.full((B, 1), self.begin_token, context_BFQ.dtype)
+        previous = jnp.concatenate([begin, context_BFQ.reshape(B, F * Q)[:, :-1]], axis=1)
+        x = self.embed_token(previous).reshape(B, F, Q, -1) + self.embed_codebook.embedding[...]
+        hidden = self.transformer((x + actions_BFD[:, :, None]).reshape(B, F * Q, -1))
+        return self.unembed(hidden).reshape(B, F, Q, -1)
+
+    def layers(self) -> tuple[Block, ...]:
+        return self.transformer.layers()
+
+    def play(
+        self, layers: tuple[Block, ...], state: DynamicsState, action_B: jax.Array, choose: Choose
+    ) -> tuple[DynamicsState, jax.Array]:
+        action, cache, tokens = self.embed_action(action_B), state.cache, [state.previous_codes[:, -1]]
+        for codebook in range(self.num_codebooks):
+            x = self.embed_token(tokens[-1]) + self.embed_codebook(jnp.asarray(codebook)) + action
+            position = state.position * self.num_codebooks + codebook
+            hidden, cache = self.transformer.step(layers, x, cache, position)
+            tokens.append(choose(self.unembed(hidden).astype(jnp.float32), codebook))
+        codes = jnp.stack(tokens[1:], axis=-1)
+        return DynamicsState(cache, codes, state.position + 1), codes
+
+
+class DepthDynamics(DynamicsModel):
+    """One step of the transformer for each frame, and a small one, `depth`, through the frame's codebooks.
+
+    Its input at a codebook is what the frame's step has found and the codebook's token before it. Both see tokens
+    through the same table, in which every codebook has its own rows, for sums do not keep the order.
+    """
+
+    def __init__(self, config: DynamicsConfig, *, compute: Compute, rngs: nnx.Rngs, **sizes: int):
+        super().__init__(**sizes)
+        embedding = _embedding(config.dim, compute.dtype, rngs)
+        self.embed_token = embedding(self.num_codebooks * (self.codebook_size + 2))
+        self.embed_codebook = embedding(self.num_codebooks)
+        self.embed_action = embedding(self.null_action + 1)
+        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, config.window, compute, rngs)
+        dim, heads = config.depth_dim, config.depth_dim * config.num_heads // config.dim
+        self.to_depth = nnx.Linear(config.dim, dim, use_bias=False, dtype=compute.dtype, rngs=rngs)
+        self.depth = Transformer(dim, heads, config.depth_layers, self.num_codebooks, compute, rngs)
+        self.unembed = nnx.Linear(dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
+
+    def _embed(self, tokens: jax.Array, codebooks: jax.Array) -> jax.Array:
+        return self.embed_token(tokens + codebooks * (self.codebook_size + 2))
+
+    def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
+        B, F, Q = context_BFQ.shape
+        begin = jnp.full_like(context_BFQ[:, :1], self.begin_token)
+        embedded = self._embed(jnp.concatenate([begin, context_BFQ], axis=1), jnp.arange(Q))
+        frames = self.transformer(embedded[:, :-1].sum(axis=2) + actions_BFD)
+        # The first codebook has no token before it in its frame: there stands the begin token.
+        first = jnp.broadcast_to(embedded[:, :1, :1], (B, F, 1, embedded.shape[-1]))
+        before = jnp.concatenate([first, embedded[:, 1:, :-1]], axis=2)
+        x = frames[:, :, None] + before + self.embed_codebook.embedding[...]
+        hidden = self.depth(self.to_depth(x).reshape(B * F, Q, -1))
+        return self.unembed(hidden).reshape(B, F, Q, -1)
+
+    def layers(self) -> tuple[Block, ...]:
+        return (*self.transformer.layers(), *self.depth.layers())
+
+    def play(
+        self, layers: tuple[Block, ...], state: DynamicsState, action_B: jax.Array, choose: Choose
+    ) -> tuple[DynamicsState, jax.Array]:
+        large, small = layers[: self.transformer.num_layers], layers[self.transformer.num_layers :]
+        B = len(action_B)
+        x = self._embed(state.previous_codes, jnp.arange(self.num_codebooks)).sum(axis=1) + self.embed_action(action_B)
+        frame, cache = self.transformer.step(large, x, state.cache, state.position)
+        before = self._embed(jnp.full(B, self.begin_token), jnp.asarray(0))
+        depth_cache, tokens = self.depth.init_cache(B), []
+        for codebook in range(self.num_codebooks):
+            index = jnp.asarray(codebook)
+            x = self.to_depth(frame + before + self.embed_codebook(index))
+            hidden, depth_cache = self.depth.step(small, x, depth_cache, index)
+            tokens.append(choose(self.unembed(hidden).astype(jnp.float32), codebook))
+            before = self._embed(tokens[-1], index)
+        codes = jnp.stack(tokens, axis=-1)
+        return DynamicsState(cache, codes, state.position + 1), codes
+
+
+def _embedding(dim: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Callable[[int], nnx.Embed]:
+    init = nnx.initializers.normal(0.3)
+    return functools.partial(nnx.Embed, features=dim, dtype=dtype, embedding_init=init, rngs=rngs)
+
+
+def make_dynamics(config: DynamicsConfig, **arguments: Any) -> DynamicsModel:
+    """The model of `config.layout`.
+
+    Args:
+      config: of the model.
+      arguments: num_codebooks, codebook_size, num_actions, action_stride, compute and rngs.
+    """
+    layouts: dict[str, Callable[..., DynamicsModel]] = {"flat": FlatDynamics, "depth": DepthDynamics}
+    return layouts[config.layout](config, **arguments)

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from melodjinn_jax.config import LatentActionConfig
-from melodjinn_jax.models.transformer import Transformer
+from melodjinn_jax.models.transformer import Compute, Transformer
 
 
 class LatentActionModel(nnx.Module):
     """Encoder and, unless the dynamics model trains it, decoder over block features [B, N, C]."""
 
     def __init__(
-        self, config: LatentActionConfig, num_channels: int, action_dim: int, dtype: jnp.dtype, rngs: nnx.Rngs
+        self, config: LatentActionConfig, num_channels: int, action_dim: int, compute: Compute, rngs: nnx.Rngs
     ):
         """`action_dim` is the width of the model that `embed_latents` conditions: decoder or dynamics."""
-        linear = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, dtype=compute.dtype, rngs=rngs)
         transformer = functools.partial(
-            Transformer, config.dim, config.num_heads, window=config.window, dtype=dtype, rngs=rngs
+            Transformer, config.dim, config.num_heads, window=config.window, compute=compute, rngs=rngs
         )
         latent_dim = len(config.fsq_levels) if config.bottleneck == "fsq" else config.latent_dim
         self.embed = linear(num_channels, config.dim)

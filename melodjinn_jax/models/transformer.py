@@ -7,13 +7,15 @@ in the cache, so the ring of a cached step and the band mask of training see the
 """
 
 import functools
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from melodjinn_jax.models.attention import masked_attention, windowed_attention
 from melodjinn_jax.models.sharding import pin_batch
 
 ROPE_BASE = 1000.0
@@ -21,6 +23,18 @@ ROPE_CIRCLE = 65536
 
 # A loop over layers keeps the compile time of deep stacks in bounds, but costs a small model on a CPU half its speed.
 MAX_UNROLLED_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a transformer computes; none of it changes what, but for rounding."""
+
+    dtype: jnp.dtype
+    """Of the matrix products; parameters, norms and softmax are float32."""
+    remat: Literal["none", "dots", "full"]
+    """What the backward pass computes anew: nothing, all but matrix products, or whole blocks."""
+    attention: Literal["auto", "xla", "cudnn", "splash"]
+    """The kernel of whole sequences; steps always use XLA's."""
 
 
 class KVCache(NamedTuple):
@@ -49,19 +63,12 @@ def rotate(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([x1 * cos - x2 * sin, x1 * sin + x2 * cos], axis=-1)
 
 
-def softmax_with_sink(logits: jax.Array, sink: jax.Array) -> jax.Array:
-    """Softmax over the last axis of float32 logits, with a further logit `sink` in the denominator alone."""
-    peak = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=-1, keepdims=True), sink))
-    weights = jnp.exp(logits - peak)
-    return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - peak))
-
-
 class Attention(nnx.Module):
     """Multi-head attention over a causal sliding window."""
 
-    def __init__(self, dim: int, num_heads: int, window: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.num_heads, self.head_dim, self.window = num_heads, dim // num_heads, window
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, dim: int, num_heads: int, window: int, num_layers: int, compute: Compute, rngs: nnx.Rngs):
+        self.num_heads, self.head_dim, self.window, self.kernel = num_heads, dim // num_heads, window, compute.attention
+        linear = functools.partial(nnx.Linear, use_bias=False, dtype=compute.dtype, rngs=rngs)
         self.qkv = linear(dim, 3 * dim)
         # Residual branches start small in proportion to the depth (Radford et al. 2019).
         out_init = nnx.initializers.variance_scaling(1 / (2 * num_layers), "fan_in", "truncated_normal")
@@ -76,21 +83,12 @@ class Attention(nnx.Module):
         q, k, v = heads[..., 0, :, :], heads[..., 1, :, :], heads[..., 2, :, :]
         return self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype), v
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        """Rotated queries [B, L, A, P] against keys and values [B, M, A, P] where mask [L, M] allows: [B, L, D]."""
-        logits = jnp.einsum("blap,bmap->balm", q, k, preferred_element_type=jnp.float32) / self.head_dim**0.5
-        logits = jnp.where(mask, logits, -1e30)
-        weights = softmax_with_sink(logits, self.sink[...][:, None, None])
-        mixed = jnp.einsum("balm,bmap->blap", weights.astype(v.dtype), v)
-        return self.out(mixed.reshape(*mixed.shape[:2], -1))
-
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         q, k, v = self.project(x_BLD)
         positions = jnp.arange(x_BLD.shape[1])
         table = rotary_table(positions, self.head_dim)
-        distance = positions[:, None] - positions
-        mask = (distance >= 0) & (distance < self.window)
-        return self.attend(rotate(q, table), rotate(k, table), v, mask)
+        mixed = windowed_attention(rotate(q, table), rotate(k, table), v, self.sink[...], self.window, self.kernel)
+        return self.out(mixed.reshape(x_BLD.shape))
 
     def step(self, x_BD, keys_BWAP, values_BWAP, position) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position against the ring: returns the output [B, D] and the updated keys and values."""
@@ -100,7 +98,8 @@ class Attention(nnx.Module):
         keys = jax.lax.dynamic_update_slice_in_dim(keys_BWAP, rotate(k, table), here, axis=1)
         values = jax.lax.dynamic_update_slice_in_dim(values_BWAP, v, here, axis=1)
         age = (here - jnp.arange(self.window)) % self.window
-        return self.attend(rotate(q, table), keys, values, (age <= position)[None])[:, 0], keys, values
+        mixed = masked_attention(rotate(q, table), keys, values, self.sink[...], (age <= position)[None])
+        return self.out(mixed.reshape(x_BD.shape)), keys, values
 
 
 class Block(nnx.Module):
@@ -109,11 +108,11 @@ class Block(nnx.Module):
     The nonlinearity is the squared ReLU (So et al. 2021, "Primer"): as good as GELU, and cheap on every device.
     """
 
-    def __init__(self, dim: int, num_heads: int, window: int, num_layers: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_heads: int, window: int, num_layers: int, compute: Compute, rngs: nnx.Rngs):
         norm = functools.partial(nnx.RMSNorm, dim, dtype=jnp.float32, rngs=rngs)
-        linear = functools.partial(nnx.Linear, use_bias=False, dtype=dtype, rngs=rngs)
+        linear = functools.partial(nnx.Linear, use_bias=False, dtype=compute.dtype, rngs=rngs)
         self.attention_norm, self.mlp_norm = norm(), norm()
-        self.attention = Attention(dim, num_heads, window, num_layers, dtype, rngs)
+        self.attention = Attention(dim, num_heads, window, num_layers, compute, rngs)
         self.up = linear(dim, 4 * dim)
         out_init = nnx.initializers.variance_scaling(1 / (2 * num_layers), "fan_in", "truncated_normal")
         self.down = linear(4 * dim, dim, kernel_init=out_init)
@@ -135,13 +134,13 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A stack of blocks with a final norm; parameters are stacked by layer and scanned over."""
 
-    def __init__(self, dim: int, num_heads: int, num_layers: int, window: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_heads: int, num_layers: int, window: int, compute: Compute, rngs: nnx.Rngs):
         self.num_layers, self.num_heads, self.head_dim, self.window = num_layers, num_heads, dim // num_heads, window
-        self.dtype = dtype
+        self.dtype, self.remat = compute.dtype, compute.remat
 
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(dim, num_heads, window, num_layers, dtype, rngs)
+            return Block(dim, num_heads, window, num_layers, compute, rngs)
 
         self.blocks = stack(rngs.fork(split=num_layers))
         self.norm = nnx.RMSNorm(dim, dtype=jnp.float32, rngs=rngs)
@@ -149,7 +148,13 @@ class Transformer(nnx.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Causal pass over a sequence: [B, L, D] to [B, L, D]."""
         unroll = self.num_layers <= MAX_UNROLLED_LAYERS
-        x_BLD, _ = jax.lax.scan(lambda x, block: (block(x), None), x_BLD.astype(self.dtype), self.blocks, unroll=unroll)
+
+        def body(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return block(x), None
+
+        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        step = body if self.remat == "none" else jax.checkpoint(body, policy=saved, prevent_cse=unroll)
+        x_BLD, _ = jax.lax.scan(step, x_BLD.astype(self.dtype), self.blocks, unroll=unroll)
         return self.norm(x_BLD)
 
     def init_cache(self, batch_size: int) -> KVCache:

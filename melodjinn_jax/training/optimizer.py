@@ -1,26 +1,81 @@
-"""AdamW with clipping, under a learning rate that is known only at run time."""
+"""AdamW or Muon with clipping, under a learning rate that is known only at run time."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from melodjinn_jax.config import OptimizerConfig
 
 Params = Any
 
 
+# Muon's updates have the root mean square of AdamW's, so that one learning rate suits both (Liu et al. 2025).
+CONSISTENT_RMS = 0.2
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping and AdamW (Loshchilov and Hutter 2019) at learning rate 1; `apply_updates` scales."""
+    """Clipping and the algorithm of `config` at learning rate 1; `apply_gradients` scales."""
+    algorithm = adamw if config.algorithm == "adamw" else muon
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), algorithm(config))
+
+
+def adamw(config: OptimizerConfig) -> optax.GradientTransformation:
+    """AdamW (Loshchilov and Hutter 2019); only kernels decay."""
 
     def is_kernel(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(1.0, b2=config.b2, weight_decay=config.weight_decay, mask=is_kernel),
+    return optax.adamw(1.0, b2=config.b2, weight_decay=config.weight_decay, mask=is_kernel)
+
+
+def muon(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for the kernels of blocks, Adam without decay for all else.
+
+    Left to itself, optax would take every table of embeddings for a matrix, and no stack of layers [layers, in, out].
+    The fused kernel of queries, keys and values is three matrices. The state keeps the parameters' shapes, so that it
+    lies on a mesh as they do.
+    """
+
+    def dimensions(params: Params) -> Params:
+        def of_leaf(path: tuple, x: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+            is_stacked_kernel = path[-1].key == "kernel" and x.ndim >= 3
+            return optax.contrib.MuonDimensionNumbers(1, x.ndim - 1) if is_stacked_kernel else None
+
+        return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+    inner = optax.contrib.muon(
+        1.0,
+        weight_decay=config.weight_decay,
+        adam_b2=config.b2,
+        muon_weight_dimension_numbers=dimensions,
+        consistent_rms=CONSISTENT_RMS,
     )
+
+    def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        updates, state = inner.update(_split_qkv(grads), _split_qkv(state), _split_qkv(params))
+        return _fuse_qkv(updates), _fuse_qkv(state)
+
+    return optax.GradientTransformation(lambda params: _fuse_qkv(inner.init(_split_qkv(params))), update)
+
+
+def _split_qkv(tree: Any) -> Any:
+    """Fused kernels [layers, D, 3 D] as [layers, D, 3, D], in parameters or a state of the same names."""
+    return _reshape_qkv(tree, lambda x: x.reshape(*x.shape[:2], 3, -1))
+
+
+def _fuse_qkv(tree: Any) -> Any:
+    return _reshape_qkv(tree, lambda x: x.reshape(*x.shape[:2], -1))
+
+
+def _reshape_qkv(tree: Any, reshape: Callable[[jax.Array], jax.Array]) -> Any:
+    def of_leaf(path: tuple, x: jax.Array) -> jax.Array:
+        return reshape(x) if [getattr(key, "key", None) for key in path[-2:]] == ["qkv", "kernel"] else x
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
 def learning_rate(config: OptimizerConfig, count: jax.Array, total: jax.Array | int) -> jax.Array:
@@ -45,3 +100,9 @@ def apply_gradients(
     """One optimiser step at the given learning rate."""
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, jax.tree.map(lambda u: rate * u, updates)), opt_state
+
+
+def update_average(average: Params, params: Params, decay: float, count: jax.Array) -> Params:
+    """The moving average of parameters after step `count` (from 0); young averages forget faster, to lose the start."""
+    decay = jnp.minimum(decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda mean, x: decay * mean + (1 - decay) * x, average, params)

@@ -205,7 +205,8 @@ class PhaseMachine:
         if "dynamics_opt" not in state:
             state = with_dynamics(self.models, state, step)
         elif self.models.trains_jointly:
-            state["dynamics"] = embed_keys(self.models, state)
+            for name in {"dynamics", "dynamics_ema"} & state.keys():
+                state[name] = embed_keys(self.models, state, state[name])
         record = dataclasses.replace(record, phase=Phase.FROZEN, freeze_step=step, freeze_reason=reason)
         return state, record
 
@@ -242,8 +243,8 @@ def number_keys(key_of_code: np.ndarray) -> np.ndarray:
     return np.searchsorted(names, key_of_code)
 
 
-def embed_keys(models: Models, state: State) -> Any:
-    """The dynamics model's parameters with an embedding for each key, from the codes it was trained under.
+def embed_keys(models: Models, state: State, params: Any) -> Any:
+    """Parameters of the dynamics model with an embedding for each key, from the codes it was trained under.
 
     Where the LAM learns from the dynamics model, that model has seen embedded latents and no keys. A key's embedding
     is that of its codes' mean, weighted by use.
@@ -258,6 +259,6 @@ def embed_keys(models: Models, state: State) -> Any:
         ]
     )
     embedded = models.lam(state["lam"]).embed_latents(jnp.asarray(means))
-    table = state["dynamics"]["embed_action"]["embedding"]
+    table = params["embed_action"]["embedding"]
     table = table.at[: len(means)].set(embedded)
-    return {**state["dynamics"], "embed_action": {"embedding": table}}
+    return {**params, "embed_action": {"embedding": table}}

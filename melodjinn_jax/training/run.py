@@ -44,10 +44,12 @@ def tune_process(compile_cache: str) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         # On a CPU every step allocates its temporaries anew. By default glibc hands large blocks back to the kernel
-        # each time and has them zeroed again, which costs a small model a third of its speed.
-        trim_threshold, mmap_threshold = -1, -3
-        libc.mallopt(mmap_threshold, 1 << 30)
-        libc.mallopt(trim_threshold, 1 << 30)
+        # each time and has them zeroed again, which costs a third of the speed: so no block is mapped apart, nothing
+        # is handed back, and all threads share one arena, for those of further threads hold no more than 64 MB.
+        trim_threshold, mmap_max, arena_max = -1, -4, -8
+        libc.mallopt(arena_max, 1)
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, -1)
 
 
 def dataset_path(config: Config, workdir: Path) -> Path:
@@ -153,7 +155,8 @@ class Run:
     record: PhaseRecord
     action_space: ActionSpace
     state: State
-    """`dynamics`, and of a run that has a LAM `lam`, `feature_scale`, `codebook` and `key_of_code`."""
+    """`dynamics` (the moving average of its weights, if the run keeps one), and of a run that has a LAM `lam`,
+    `feature_scale`, `codebook` and `key_of_code`."""
 
     @property
     def has_lam(self) -> bool:
@@ -188,8 +191,10 @@ def load_run(path: str) -> Run:
                 f"--workdir {path} is at step {checkpoint.step}, in phase {record.phase}, and cannot play yet: "
                 "train it further"
             )
-        wanted = [name for name in (*LAM_PARTS, *CODEBOOK_PARTS, "dynamics") if name in parts]
+        dynamics = "dynamics_ema" if "dynamics_ema" in parts else "dynamics"
+        wanted = [name for name in (*LAM_PARTS, *CODEBOOK_PARTS, dynamics) if name in parts]
         arrays = store.read_arrays(checkpoint.step, *wanted)
+        arrays["dynamics"] = arrays.pop(dynamics)
     try:
         action_space = ActionSpace.from_json(metadata["action_space"])
     except ValueError as error:

@@ -13,9 +13,10 @@ from flax import nnx
 
 from melodjinn_jax.config import Config, OptimizerConfig
 from melodjinn_jax.models.bottlenecks import Codebook, empty_codebook, fsq_vectors, random_codebook
-from melodjinn_jax.models.dynamics import DynamicsModel
+from melodjinn_jax.models.dynamics import DynamicsModel, make_dynamics
 from melodjinn_jax.models.features import num_channels
 from melodjinn_jax.models.latent_action import LatentActionModel
+from melodjinn_jax.models.transformer import Compute
 from melodjinn_jax.training.mesh import pin_state, scope_shardings
 from melodjinn_jax.training.optimizer import make_optimizer
 
@@ -31,6 +32,7 @@ class Phase(enum.StrEnum):
     frozen: `lam`, `codebook`, `key_of_code`, and no optimiser state of the LAM.
 
     `dynamics`, `dynamics_opt` and `dynamics_start` (the step it began at) are there once the dynamics model trains.
+    `dynamics_ema`, the moving average of `dynamics`, is there too if `dynamics.ema_decay` asks for it.
     A run on labels is frozen from the start and holds, of all these, only those of the dynamics model.
     """
 
@@ -57,8 +59,9 @@ class Models:
     codec: CodecShape
 
     @property
-    def dtype(self) -> jnp.dtype:
-        return jnp.dtype(self.config.training.dtype)
+    def compute(self) -> Compute:
+        runtime = self.config.runtime
+        return Compute(jnp.dtype(self.config.training.dtype), runtime.remat, runtime.attention)
 
     @property
     def num_codes(self) -> int:
@@ -69,16 +72,16 @@ class Models:
         actions = self.config.latent_actions
         channels = num_channels(actions, self.codec.sample_rate, self.codec.hop_length)
         action_dim = actions.dim if actions.gradient == "reconstruction" else self.config.dynamics.dim
-        return LatentActionModel(actions, channels, action_dim, self.dtype, rngs)
+        return LatentActionModel(actions, channels, action_dim, self.compute, rngs)
 
     def _new_dynamics(self, rngs: nnx.Rngs) -> DynamicsModel:
-        return DynamicsModel(
+        return make_dynamics(
             self.config.dynamics,
             num_codebooks=self.codec.num_codebooks,
             codebook_size=self.codec.codebook_size,
             num_actions=self.num_codes,
             action_stride=self.config.latent_actions.action_stride,
-            dtype=self.dtype,
+            compute=self.compute,
             rngs=rngs,
         )
 
@@ -149,7 +152,10 @@ def with_dynamics(models: Models, state: State, step: int) -> State:
     given = state.get("dynamics")
     init = (lambda _: given) if given else models.init_dynamics
     network = _new_network("dynamics", init, models.config.dynamics_optimizer, stream(state["rng"], "dynamics"))
-    return {**state, **network, "dynamics_start": jnp.int32(step)}
+    state = {**state, **network, "dynamics_start": jnp.int32(step)}
+    # A copy, for a step gives all its buffers away, each of them once.
+    average = {"dynamics_ema": jax.tree.map(jnp.copy, network["dynamics"])} if models.config.dynamics.ema_decay else {}
+    return state | average
 
 
 def commit(state: State) -> State:

@@ -1,7 +1,7 @@
 """One training step of each phase: losses, gradients, updates; jitted, compiled once, state donated."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from melodjinn_jax.models.bottlenecks import (
     reset_dead_code,
     update_codebook,
 )
+from melodjinn_jax.models.dynamics import DynamicsModel
 from melodjinn_jax.models.features import block_features
 from melodjinn_jax.models.sharding import replicate
 from melodjinn_jax.training.mesh import pin_state
-from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer
+from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, update_average
 from melodjinn_jax.training.state import Models, Phase, State
 
 Batch = Mapping[str, Any]
@@ -97,22 +98,33 @@ def splice(
     return codes, actions, 1.0 - jnp.repeat(cuts, stride, axis=1)
 
 
-def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
-    """Mean cross entropy in nats per token, with action dropout, splice and masked context.
+class Examples(NamedTuple):
+    """What the dynamics model learns from, after action dropout, splice and masking."""
+
+    codes: jax.Array
+    """int32 [B, F, Q]."""
+    actions: jax.Array
+    """Keys int32 [B, N - 1], or the embeddings [B, N - 1, D] of continuous actions."""
+    hidden: jax.Array
+    """bool [B, F], frames that are no context."""
+    weights: jax.Array
+    """float32 [B, F], of each frame in the loss."""
+
+
+def augment(models: Models, null: jax.Array | int, codes: jax.Array, actions: jax.Array, key: jax.Array) -> Examples:
+    """Examples of a batch.
 
     Args:
       models: of the run.
-      params: of the dynamics model.
+      null: the null action, in the form of `actions`.
       codes: int [B, F, Q].
-      actions: keys int32 [B, N - 1], or the embeddings [B, N - 1, D] of continuous actions.
+      actions: as in `Examples`.
       key: random key.
     """
     config, stride = models.config.dynamics, models.config.latent_actions.action_stride
-    model = models.dynamics(params)
     key_drop, key_splice, key_rate, key_mask = jax.random.split(key, 4)
     codes = codes.astype(jnp.int32)
     B, F, _ = codes.shape
-    null = model.null_action if actions.ndim == 2 else model.embed_action(jnp.asarray(model.null_action))
     dropped = jax.random.bernoulli(key_drop, config.action_dropout, (B, 1) + (1,) * (actions.ndim - 2))
     actions = jnp.where(dropped, null, actions)
     mean_blocks = max(2.0, config.splice_frames / stride)
@@ -120,11 +132,43 @@ def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Ar
     if config.splice_probability:  # else nothing is gathered from other clips, which lie on other devices
         codes, actions, weights = splice(codes, actions, stride, config.splice_probability, mean_blocks, key_splice)
     if actions.ndim == 2:
-        weights *= 1.0 - precedes_event(actions, F, stride, model.null_action)
+        weights *= 1.0 - precedes_event(actions, F, stride, models.num_codes)
     rate = config.max_mask_rate * jax.random.uniform(key_rate, (B, 1))
-    hidden = jax.random.uniform(key_mask, (B, F)) < rate
-    losses = optax.softmax_cross_entropy_with_integer_labels(model(codes, actions, hidden), codes)
-    return jnp.sum(losses.mean(axis=-1) * weights) / jnp.sum(weights)
+    return Examples(codes, actions, jax.random.uniform(key_mask, (B, F)) < rate, weights)
+
+
+def weighted_losses(model: DynamicsModel, examples: Examples) -> jax.Array:
+    """Sum over frames of their weight times the mean cross entropy of their tokens, in nats."""
+    logits = model(examples.codes, examples.actions, examples.hidden)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, examples.codes)
+    return jnp.sum(losses.mean(axis=-1) * examples.weights)
+
+
+def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
+    """Mean cross entropy in nats per token of a batch, as `augment` changes it; actions may be embedded latents."""
+    model = models.dynamics(params)
+    null = model.null_action if actions.ndim == 2 else model.embed_action(jnp.asarray(model.null_action))
+    examples = augment(models, null, codes, actions, key)
+    return weighted_losses(model, examples) / jnp.sum(examples.weights)
+
+
+def dynamics_gradient(
+    models: Models, params: Any, codes: jax.Array, keys: jax.Array, key: jax.Array
+) -> tuple[jax.Array, Any]:
+    """`dynamics_loss` of a batch and its gradient, in `runtime.accumulate` parts: the same but for rounding."""
+    parts = models.config.runtime.accumulate
+    if parts == 1:
+        return jax.value_and_grad(lambda p: dynamics_loss(models, p, codes, keys, key))(params)
+    examples = augment(models, models.num_codes, codes, keys, key)
+    total = jnp.sum(examples.weights)
+    # Every part takes rows from all over the batch, so that it lies on all devices as the batch does.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), examples)
+
+    def add(so_far: Any, part: Examples) -> tuple[Any, None]:
+        more = jax.value_and_grad(lambda p: weighted_losses(models.dynamics(p), part) / total)(params)
+        return jax.tree.map(jnp.add, so_far, more), None
+
+    return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), split)[0]
 
 
 def precedes_event(actions: jax.Array, frames: int, stride: int, null_action: int) -> jax.Array:
@@ -201,21 +245,21 @@ def update_lam(models: Models, phase: Phase, state: State, batch: Batch, key: ja
 
 def _step_dynamics(config: Config, state: State, grads: Any) -> State:
     start = state["dynamics_start"]
-    rate = learning_rate(config.dynamics_optimizer, state["step"] - start, config.training.steps - start)
+    count = state["step"] - start
+    rate = learning_rate(config.dynamics_optimizer, count, config.training.steps - start)
     params, opt_state = apply_gradients(
         make_optimizer(config.dynamics_optimizer), state["dynamics"], state["dynamics_opt"], grads, rate
     )
-    return {"dynamics": params, "dynamics_opt": opt_state}
+    new = {"dynamics": params, "dynamics_opt": opt_state}
+    if decay := config.dynamics.ema_decay:
+        new["dynamics_ema"] = update_average(state["dynamics_ema"], params, decay, count)
+    return new
 
 
 def update_dynamics(models: Models, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
     """One step of the dynamics model under the labels or the LAM's keys, through which no gradient flows."""
     keys = batch["actions"].astype(jnp.int32) if "actions" in batch else encode_keys(models, state, batch["waveform"])
-
-    def loss_fn(params):
-        return dynamics_loss(models, params, batch["codes"], keys, key)
-
-    loss, grads = jax.value_and_grad(loss_fn)(state["dynamics"])
+    loss, grads = dynamics_gradient(models, state["dynamics"], batch["codes"], keys, key)
     metrics = {"cross_entropy": loss, "dynamics_grad_norm": optax.global_norm(grads), "noop_share": jnp.mean(keys == 0)}
     return {**state, **_step_dynamics(models.config, state, grads)}, metrics
 

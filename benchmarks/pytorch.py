@@ -1,0 +1,235 @@
+"""Training speed of the dynamics model beside the same model written plainly in PyTorch.
+
+    python benchmarks/pytorch.py --threads 1
+
+Both train in one process, in turns, on the same codes and actions; what counts is the median over turns of the ratio
+of their tokens a second, for whatever else the machine does then slows both. On one thread seconds are those of the
+processor, so that a busy machine does not matter. Needs torch. The PyTorch model takes over the parameters, so both
+have the same loss at first. It leaves out what only our step does to a batch (action dropout, splice and masked
+context), which is in its favour.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+from torch import nn
+from torch.nn import functional
+
+from melodjinn_jax.config import Config, DynamicsConfig, TrainingConfig
+from melodjinn_jax.models.transformer import rotary_table
+from melodjinn_jax.training.run import tune_process
+from melodjinn_jax.training.state import CodecShape, Models, Phase, commit, count_parameters, stream, with_dynamics
+from melodjinn_jax.training.step import make_train_step
+
+CODEC = CodecShape(sample_rate=24000, hop_length=320, num_codebooks=2, codebook_size=256)
+SIZES = {
+    "400k": DynamicsConfig(dim=96, num_heads=4, num_layers=3),
+    "10M": DynamicsConfig(dim=320, num_heads=5, num_layers=8),
+}
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, heads: int, window: int, length: int):
+        super().__init__()
+        self.heads, self.width = heads, dim // heads
+        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.query_norm, self.key_norm = nn.RMSNorm(self.width, eps=1e-6), nn.RMSNorm(self.width, eps=1e-6)
+        self.sink = nn.Parameter(torch.zeros(heads))
+        distance = torch.arange(length)[:, None] - torch.arange(length)
+        self.register_buffer("hidden", (distance < 0) | (distance >= window))
+        for name, table in zip(("cos", "sin"), rotary_table(jnp.arange(length), self.width), strict=True):
+            self.register_buffer(name, torch.tensor(np.asarray(table)))
+
+    def rotate(self, x: torch.Tensor) -> torch.Tensor:
+        x1, x2 = x.chunk(2, dim=-1)
+        return torch.cat([x1 * self.cos - x2 * self.sin, x1 * self.sin + x2 * self.cos], dim=-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        B, L, D = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
+        q, k = self.rotate(self.query_norm(q)), self.rotate(self.key_norm(k))
+        logits = (q @ k.transpose(-1, -2) / self.width**0.5).masked_fill(self.hidden, float("-inf"))
+        sink = self.sink.view(1, -1, 1, 1).expand(B, -1, L, 1)
+        weights = torch.softmax(torch.cat([logits, sink], dim=-1), dim=-1)[..., :-1]
+        return self.out((weights @ v).transpose(1, 2).reshape(B, L, D))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, window: int, length: int):
+        super().__init__()
+        self.attention_norm, self.mlp_norm = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
+        self.attention = Attention(dim, heads, window, length)
+        self.up, self.down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.down(functional.relu(self.up(self.mlp_norm(x))).square())
+
+
+class Dynamics(nn.Module):
+    """The flat layout with one frame per action."""
+
+    def __init__(self, config: DynamicsConfig, num_actions: int, frames: int):
+        super().__init__()
+        Q, K, D = CODEC.num_codebooks, CODEC.codebook_size, config.dim
+        self.begin, self.null = K, num_actions
+        self.embed_token, self.embed_codebook = nn.Embedding(K + 2, D), nn.Embedding(Q, D)
+        self.embed_action = nn.Embedding(num_actions + 1, D)
+        sizes = (D, config.num_heads, config.window * Q, frames * Q)
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.num_layers))
+        self.norm, self.unembed = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, K)
+
+    def forward(self, codes: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        B, F, Q = codes.shape
+        previous = functional.pad(codes.view(B, F * Q)[:, :-1], (1, 0), value=self.begin)
+        by_frame = self.embed_action(functional.pad(actions, (1, 0), value=self.null))
+        x = self.embed_token(previous).view(B, F, Q, -1) + self.embed_codebook.weight + by_frame[:, :, None]
+        x = x.view(B, F * Q, -1)
+        for block in self.blocks:
+            x = block(x)
+        return self.unembed(self.norm(x)).view(B, F, Q, -1)
+
+    def take_over(self, params: Any) -> None:
+        """Copy the parameters of our model."""
+        flat = {
+            ".".join(key.key for key in path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        }
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parts = name.split(".")
+                layer = int(parts.pop(1)) if parts[0] == "blocks" else None
+                prefix = "transformer." if parts[0] in ("blocks", "norm") else ""
+                values = next(v for k, v in flat.items() if _ours(k) == prefix + ".".join(parts))
+                values = values if layer is None else values[layer]
+                is_kernel = parts[-1] == "weight" and values.ndim == 2 and not parts[-2].startswith("embed")
+                parameter.copy_(torch.tensor(values.T if is_kernel else values))
+
+
+def _ours(name: str) -> str:
+    """PyTorch's name of one of our parameters."""
+    for ending in (".kernel", ".scale", ".embedding"):
+        name = name.replace(ending, ".weight")
+    return name
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Both sides of one size, ready to train: each takes a number of steps and returns when they are done."""
+
+    parameters: int
+    tokens_per_step: int
+    losses: tuple[float, float]
+    ours: Callable[[int], None]
+    theirs: Callable[[int], None]
+
+
+def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
+    models = Models(Config(dynamics=dynamics, training=TrainingConfig(batch_size=batch_size)), CODEC)
+    frames = models.config.training.crop_frames
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, CODEC.codebook_size, (batch_size, frames, CODEC.num_codebooks))
+    actions = rng.integers(0, models.num_codes, (batch_size, frames - 1))
+    params = models.init_dynamics(stream(jax.random.key(0), "dynamics"))
+    torch_codes, torch_actions = torch.tensor(codes), torch.tensor(actions)
+    model = Dynamics(dynamics, models.num_codes, frames)
+    model.take_over(params)
+    logits = jax.jit(lambda p: models.dynamics(p)(jnp.asarray(codes), jnp.asarray(actions)))(params)
+    our_loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(codes)).mean()
+    their_loss = functional.cross_entropy(model(torch_codes, torch_actions).flatten(0, 2), torch_codes.flatten())
+    return Contest(
+        count_parameters(params),
+        codes.size,
+        (float(our_loss), their_loss.item()),
+        our_steps(models, params, {"codes": codes.astype(np.uint16), "actions": actions.astype(np.uint16)}),
+        their_steps(model, models, torch_codes, torch_actions),
+    )
+
+
+def our_steps(models: Models, params: Any, batch: dict[str, np.ndarray]) -> Callable[[int], None]:
+    state = {"step": jnp.int32(0), "rng": jax.random.key(0), "first_bad_step": jnp.int32(-1), "dynamics": params}
+    state = commit(with_dynamics(models, state, 0))
+    train_step = make_train_step(models, Phase.FROZEN)
+
+    def steps(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state, _ = train_step(state, batch)
+        jax.block_until_ready(state)
+
+    return steps
+
+
+def their_steps(model: Dynamics, models: Models, codes: torch.Tensor, actions: torch.Tensor) -> Callable[[int], None]:
+    config = models.config.dynamics_optimizer
+    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.b2), fused=True)
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            loss = functional.cross_entropy(model(codes, actions).flatten(0, 2), codes.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            optimizer.step()
+
+    return steps
+
+
+def seconds(steps: Callable[[int], None], count: int) -> float:
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    steps(1)  # so that threads of the other side have come to rest
+    began = clock()
+    steps(count)
+    return clock() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=sorted(SIZES), default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=5, help="steps of each side in a turn")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    arguments = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
+    torch.set_num_threads(arguments.threads)
+    tune_process("")
+    print(
+        f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, jax {jax.__version__}"
+    )
+    print("| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |")
+    print("|---" * 5 + "|")
+    for size in arguments.sizes:
+        contest = prepare(SIZES[size], arguments.batch_size)
+        tokens = arguments.steps * contest.tokens_per_step
+        turns = [
+            (tokens / seconds(contest.ours, arguments.steps), tokens / seconds(contest.theirs, arguments.steps))
+            for _ in range(arguments.repeats)
+        ]
+        ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
+        ratios = [a / b for a, b in turns]
+        losses = ", ".join(f"{loss:.5f}" for loss in contest.losses)
+        print(
+            f"| {contest.parameters / 1e6:.2f}M | {ours:.0f} | {theirs:.0f} | {statistics.median(ratios):.2f} "
+            f"[{min(ratios):.2f}] | {losses} |",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
