@@ -237,8 +237,14 @@ def _mesh(config: Config) -> Checks:
             length = getattr(mesh, axis) or 1
             yield size % length > 0, f"runtime.mesh.{axis} is {length}: it must divide {name}.{field}, {size}"
     if config.dynamics.layout == "depth":
-        length, size = mesh.fsdp or 1, config.dynamics.depth_dim
-        yield size % length > 0, f"runtime.mesh.fsdp is {length}: it must divide dynamics.depth_dim, {size}"
+        dynamics = config.dynamics
+        heads = dynamics.depth_dim * dynamics.num_heads // dynamics.dim
+        for axis, size, what in (
+            ("fsdp", dynamics.depth_dim, "dynamics.depth_dim"),
+            ("tensor", heads, "the heads of dynamics.depth_dim"),
+        ):
+            length = getattr(mesh, axis) or 1
+            yield size % length > 0, f"runtime.mesh.{axis} is {length}: it must divide {what}, {size}"
 
 
 def _optimizer(prefix: str, optimizer: OptimizerConfig) -> Checks:

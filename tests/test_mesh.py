@@ -106,13 +106,19 @@ def test_the_command_refuses_a_mesh_in_one_sentence_and_leaves_no_work_directory
 
 
 @pytest.mark.parametrize(
-    "latent_actions",
-    [{}, {"gradient": "dynamics"}, {"bottleneck": "fsq"}, {"features": "waveform"}],
-    ids=["mel", "dynamics", "fsq", "waveform"],
+    ("latent_actions", "dynamics"),
+    [
+        ({}, {}),
+        ({"gradient": "dynamics"}, {}),
+        ({"bottleneck": "fsq"}, {}),
+        ({"features": "waveform"}, {}),
+        ({}, {"layout": "depth", "depth_dim": 16}),
+    ],
+    ids=["mel", "dynamics", "fsq", "waveform", "depth"],
 )
-def test_the_table_knows_every_parameter_and_splits_only_what_it_divides(latent_actions):
+def test_the_table_knows_every_parameter_and_splits_only_what_it_divides(latent_actions, dynamics):
     changed = dataclasses.replace(tiny_config().latent_actions, **latent_actions)
-    models = tiny_models(latent_actions=changed)
+    models = tiny_models(latent_actions=changed, dynamics=dataclasses.replace(tiny_config().dynamics, **dynamics))
     state = abstract_state(models, ["lam", "lam_opt", "dynamics", "dynamics_opt", "codebook", "key_of_code"])
     shardings = state_shardings(state, MESH)
     for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):

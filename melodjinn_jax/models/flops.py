@@ -18,13 +18,13 @@ def transformer_flops(dim: int, num_layers: int, window: int, length: int) -> fl
 
 def dynamics_flops(config: DynamicsConfig, num_codebooks: int, codebook_size: int, frames: int) -> float:
     """Forward pass of the dynamics model over one clip of `frames` frames."""
-    tokens = frames * num_codebooks
-    if config.layout == "flat":
-        body = transformer_flops(config.dim, config.num_layers, config.window * num_codebooks, tokens)
-        return body + 2.0 * config.dim * codebook_size * tokens
-    body = transformer_flops(config.dim, config.num_layers, config.window, frames)
-    depth = transformer_flops(config.depth_dim, config.depth_layers, num_codebooks, num_codebooks)
-    return body + frames * depth + 2.0 * tokens * config.depth_dim * (config.dim + codebook_size)
+    length = frames * num_codebooks
+    if config.layout == "depth":
+        large = transformer_flops(config.dim, config.num_layers, config.window, frames)
+        small = frames * transformer_flops(config.depth_dim, config.depth_layers, num_codebooks, num_codebooks)
+        return large + small + 2.0 * config.depth_dim * (config.dim + codebook_size) * length
+    body = transformer_flops(config.dim, config.num_layers, config.window * num_codebooks, length)
+    return body + 2.0 * config.dim * codebook_size * length
 
 
 def lam_encoder_flops(config: LatentActionConfig, num_channels: int, blocks: int) -> float:

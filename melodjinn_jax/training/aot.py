@@ -37,6 +37,7 @@ def parts_of(models: Models, phase: Phase) -> list[str]:
         parts += ["probe_keys"] if phase is Phase.QUANTISE else []
     if step_flops(models, phase).dynamics:
         parts += ["dynamics", "dynamics_opt", "dynamics_start"]
+        parts += ["dynamics_ema"] if models.config.dynamics.ema_decay else []
     return parts
 
 
@@ -91,6 +92,8 @@ def memory_traffic(config: Config, codec: CodecShape, phase: Phase, mesh: Mesh) 
 
 def describe(config: Config, codec: CodecShape, topology: str, phase: Phase) -> dict[str, Any]:
     """What `compile` reports, as JSON can hold it."""
+    if config.runtime.attention == "auto":  # which would ask for the device of this machine
+        config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, attention="splash"))
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = open_mesh(config, list(devices))
     models, state, compiled = compile_step(config, codec, phase, mesh)

@@ -114,6 +114,7 @@ def _smallest_fsdp(config: Config, devices: int, tensor: int) -> int:
     """Fewest of `devices` whose shares of the dynamics model's state are small enough; all, if none are."""
     size = transformer_parameters(config.dynamics) * BYTES_PER_PARAMETER / tensor
     widths = [config.dynamics.dim] + ([] if config.data.actions else [config.latent_actions.dim])
+    widths += [config.dynamics.depth_dim] if config.dynamics.layout == "depth" else []
     fitting = [n for n in range(1, devices + 1) if devices % n == 0 and all(width % n == 0 for width in widths)]
     return next((n for n in fitting if size / n <= MAX_STATE_BYTES), fitting[-1])
 

@@ -132,30 +132,29 @@ def initial_state(models: Models, feature_scale: jax.Array) -> State:
         "rng": rng,
         "feature_scale": feature_scale,
         "first_bad_step": jnp.int32(-1),
-        **_new_network("lam", models.init_lam, models.config.lam_optimizer, stream(rng, "lam")),
+        **_trainable("lam", _new_parameters("lam", models.init_lam, stream(rng, "lam")), models.config.lam_optimizer),
     }
 
 
-def _new_network(name: str, init: Callable[[jax.Array], Any], config: OptimizerConfig, key: jax.Array) -> State:
-    """Fresh parameters and their optimiser state, which no device ever holds whole where the mesh shares them out."""
+def _new_parameters(name: str, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    """Fresh parameters, which no device ever holds whole where the mesh shares them out."""
+    return jax.jit(lambda key: pin_state({name: init(key)}))(key)[name]
 
-    @jax.jit
-    def build(key: jax.Array) -> State:
-        params = init(key)
-        return pin_state({name: params, f"{name}_opt": make_optimizer(config).init(params)})
 
-    return build(key)
+def _trainable(name: str, params: Any, config: OptimizerConfig) -> State:
+    """Parameters, and a fresh optimiser state that lies as they do."""
+    init = make_optimizer(config).init
+    return {name: params, **jax.jit(lambda params: pin_state({f"{name}_opt": init(params)}))(params)}
 
 
 def with_dynamics(models: Models, state: State, step: int) -> State:
     """The state with a dynamics model that starts to train at `step`; fresh, unless it has one already."""
-    given = state.get("dynamics")
-    init = (lambda _: given) if given else models.init_dynamics
-    network = _new_network("dynamics", init, models.config.dynamics_optimizer, stream(state["rng"], "dynamics"))
-    state = {**state, **network, "dynamics_start": jnp.int32(step)}
+    key = stream(state["rng"], "dynamics")
+    params = state.get("dynamics") or _new_parameters("dynamics", models.init_dynamics, key)
+    network = _trainable("dynamics", params, models.config.dynamics_optimizer)
     # A copy, for a step gives all its buffers away, each of them once.
-    copy = {"dynamics_ema": jax.tree.map(jnp.copy, state["dynamics"])} if models.config.dynamics.ema_decay else {}
-    return state | copy
+    average = {"dynamics_ema": jax.tree.map(jnp.copy, params)} if models.config.dynamics.ema_decay else {}
+    return {**state, **network, **average, "dynamics_start": jnp.int32(step)}
 
 
 def commit(state: State) -> State:
