@@ -24,6 +24,8 @@ from melodjinn_jax.live.session import Sampling, Session, require_instrument
 from melodjinn_jax.live.stream import instrument_of, render_codes
 from melodjinn_jax.training.run import Run, load_run
 
+# One worker for all of them, or several would train the toy.
+pytestmark = pytest.mark.xdist_group("page")
 ROOT = Path(__file__).parents[1]
 SILENCE = 2e-3
 NULL_ACTION = 65535
