@@ -67,8 +67,12 @@ def compile_in_subprocess(arguments: CompileArguments) -> dict[str, Any]:
     if libtpu is None or libtpu.origin is None:
         raise UserError("libtpu, the TPU compiler, is not installed: pip install 'melodjinn-jax[aot]'")
     library = Path(libtpu.origin).with_name("libtpu.so")
-    # Without the second variable libtpu asks the network, for a minute, what machine this is.
-    environment = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_LIBRARY_PATH": str(library)}
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_LIBRARY_PATH": str(library),
+        "TPU_SKIP_MDS_QUERY": "1",  # else libtpu asks the network, for a minute, what machine this is
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a TPU for one process, but here there is none
+    }
     config = arguments.settings
     shape = [arguments.codebooks, arguments.codebook_size]
     if not config.data.datasets:

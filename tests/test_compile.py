@@ -37,8 +37,8 @@ def command(*options: str) -> subprocess.CompletedProcess:
     [
         # With data parallelism alone, once frozen, nothing travels but gradients.
         ("v5e:2x2", MeshConfig(data=4), {"all-reduce"}),
-        ("v6e:2x2", MeshConfig(fsdp=4), {"all-gather", "all-reduce", "reduce-scatter"}),
-        ("v5p:2x2x1", MeshConfig(data=2, tensor=2), {"all-reduce"}),
+        ("v6e:2x2", MeshConfig(fsdp=4), {"all-gather", "all-reduce", "reduce-scatter", "collective-permute"}),
+        ("v5p:2x2x1", MeshConfig(data=2, tensor=2), {"all-reduce", "all-gather"}),
     ],
 )
 def test_a_step_compiles_for_every_chip_and_mesh(topology, mesh, kinds):

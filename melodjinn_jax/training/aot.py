@@ -118,7 +118,7 @@ def main() -> None:
     except UserError as error:
         result = {"error": str(error)}
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", str(error))
+        used = re.search(r"required for .* \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", str(error))
         if not used:
             raise
         result = {"error": f"the model does not fit: a device would need {used[1]} of its {used[2]} bytes of memory"}
