@@ -20,7 +20,8 @@ from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.measures import FLOOR_DB, level, logmel_correlation, logmel_distance
 from melodjinn_jax.experiment import load_experiment
 from melodjinn_jax.training.manifest import read_manifest
-from melodjinn_jax.training.run import load_run
+from melodjinn_jax.training.mesh import open_mesh
+from melodjinn_jax.training.run import load_run, prepare_data
 from melodjinn_jax.training.state import CodecShape, Models, abstract_state, count_parameters
 from melodjinn_jax.training.workdir import WorkDir
 from melodjinn_jax.validation import check_config
@@ -64,7 +65,9 @@ def music_config(datasets: tuple[str, ...], **data) -> Config:
 def run_train(path: Path, config: Config, init_from: str = "") -> None:
     check_config(config)
     with WorkDir.create_or_open(path, config) as workdir:
-        assert train.train(config, workdir, init_from) == 0
+        data, codec = prepare_data(config, workdir, lambda line: None)
+        with jax.set_mesh(open_mesh(config)):
+            assert train.train(config, workdir, data, codec, init_from) == 0
 
 
 def command(monkeypatch, module, *arguments: str) -> int:
