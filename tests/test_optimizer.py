@@ -11,7 +11,7 @@ from conftest import CODEC, tiny_config
 from melodjinn_jax.config import Config, OptimizerConfig, RuntimeConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.optimizer import make_optimizer, update_average
-from melodjinn_jax.training.state import Models, Phase, commit, with_dynamics
+from melodjinn_jax.training.state import Models, Phase, commit, seed_data, with_dynamics
 from melodjinn_jax.training.step import dynamics_gradient, make_train_step
 from melodjinn_jax.validation import check_config
 
@@ -98,7 +98,7 @@ def test_parameters_and_moments_stay_float32_and_the_average_follows_the_weights
         training=dataclasses.replace(config.training, dtype="bfloat16"),
         dynamics_optimizer=OptimizerConfig(algorithm="muon", warmup_steps=0),
     )
-    state = {"step": jnp.int32(0), "rng": jax.random.key(0), "first_bad_step": jnp.int32(-1)}
+    state = {"step": jnp.int32(0), "rng": seed_data(0), "first_bad_step": jnp.int32(-1)}
     state = commit(with_dynamics(models, state, 0))
     train_step = make_train_step(models, Phase.FROZEN)
     average = jax.device_get(state["dynamics_ema"])
