@@ -13,7 +13,6 @@ import tyro
 
 from melodjinn_jax.config import Config
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.training.workdir import load_config
 from melodjinn_jax.validation import check_config
 
 Result = TypeVar("Result")
@@ -27,6 +26,9 @@ def load_experiment(path: str) -> Config:
     """
     file = Path(path)
     if file.name == "config.json" and file.is_file():
+        # It brings JAX along, which commands that only read and fetch should not wait for.
+        from melodjinn_jax.training.workdir import load_config
+
         return load_config(file.parent)
     return call_in_file("--config", path, "get_config", Config)
 

@@ -199,13 +199,13 @@ def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _whole(value: Any, low: int, high: int, name: str) -> int:
     if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{name} cannot be {str(value)[:40]}")
+        raise ValueError(f"{name} cannot be {repr(value)[:40]}")
     return value
 
 
 def _number(value: Any, low: float, high: float, name: str) -> float:
     if type(value) not in (int, float) or not low <= value <= high:
-        raise ValueError(f"{name} cannot be {str(value)[:40]}")
+        raise ValueError(f"{name} cannot be {repr(value)[:40]}")
     return float(value)
 
 
