@@ -229,12 +229,12 @@ export class BrowserEngine {
     this.times = [];
   }
 
-  press({ key, hold, on, at }) {
+  press({ key, hold, on_beat: onBeat, at }) {
     if (!(key >= 0 && key < this.manifest.keys.length)) throw new EngineError("message", `There is no key ${key}.`);
-    if (on !== "beat" && at === undefined) return this.presses.press({ key, hold });
-    if (on === "beat" && this.tempo.bpm === null)
+    if (!onBeat && at === undefined) return this.presses.press({ key, hold });
+    if (onBeat && this.tempo.bpm === null)
       throw new EngineError("tempo", "There is no tempo yet: tap it, or give it.");
-    const wanted = on === "beat" ? this.tempo.nextBeat(this.history.end) : at;
+    const wanted = onBeat ? this.tempo.nextBeat(this.history.end) : at;
     const frame = this.presses.schedule({ key, hold, frame: wanted }, this.history.end);
     this.emit({ type: "scheduled", key, frame });
   }

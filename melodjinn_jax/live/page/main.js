@@ -148,7 +148,7 @@ function heard(report) {
 function press(key) {
   if (!state.audio) return start();
   const onBeat = element("beat").checked && !element("beat").disabled;
-  send(onBeat ? { type: "press", key, on: "beat" } : { type: "press", key });
+  send(onBeat ? { type: "press", key, on_beat: true } : { type: "press", key });
   if (!onBeat) {
     timeline.expect(key);
     state.presses.push({ key, at: performance.now(), frame: null });
