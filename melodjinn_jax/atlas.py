@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from melodjinn_jax.data.files import write_atomically
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.atlas import make_atlas
-from melodjinn_jax.evaluation.key_names import keep_names, read_key_names
+from melodjinn_jax.evaluation.key_names import keep_names
 from melodjinn_jax.evaluation.report.atlas import render_atlas
 from melodjinn_jax.experiment import command_line, parse_arguments
+from melodjinn_jax.live.keys import read_key_names
 from melodjinn_jax.training.run import Run, load_run, tune_process
 
 PAGE = "atlas.html"

@@ -9,7 +9,7 @@ from functools import partial
 
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.experiment import command_line, parse_arguments
-from melodjinn_jax.live.keys import holds_keys, read_key_names
+from melodjinn_jax.live.keys import holds_keys, label_keys
 from melodjinn_jax.live.mock import MOCK_KEY_NAMES, MockStreamer, mock_prompt
 from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.live.session import Sampling
@@ -76,7 +76,7 @@ def make_stage(arguments: PlayArguments) -> Stage:
     tune_process(run.config.runtime.compile_cache)
     prompt = make_prompt(run, arguments.prompt)
     print(f"{run.config.name}, step {run.step}: compiling", file=sys.stderr)
-    names = read_key_names(run.workdir.path, run.action_space.num_keys)
+    names = label_keys(run.workdir.path, run.action_space.num_keys)
     return Stage(StreamingGenerator(run, arguments.listeners), prompt, sampling, names, holds_keys(run.config))
 
 

@@ -16,16 +16,9 @@ from melodjinn_jax import atlas as command
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.atlas import Excerpt, Heard, find_excerpts, make_atlas
 from melodjinn_jax.evaluation.effects import BANDS, measure_effects
-from melodjinn_jax.evaluation.key_names import (
-    FILE,
-    SUBTLE,
-    Proposal,
-    keep_names,
-    name_of,
-    propose_names,
-    read_key_names,
-)
+from melodjinn_jax.evaluation.key_names import SUBTLE, Proposal, keep_names, name_of, propose_names
 from melodjinn_jax.evaluation.report.atlas import render_atlas
+from melodjinn_jax.live.keys import FILE, label_keys, read_key_names
 from melodjinn_jax.training.phases import PhaseRecord
 from melodjinn_jax.training.state import Phase
 
@@ -122,6 +115,14 @@ def test_edited_names_are_kept_and_missing_ones_are_added(tmp_path):
     assert keep_names(tmp_path, PROPOSED[:1]) == ["my own ♥"]
     assert (tmp_path / FILE).stat().st_mtime_ns == before
     assert json.loads((tmp_path / FILE).read_text()) == ["my own ♥", "hat", "build"]
+
+
+def test_the_names_that_the_atlas_writes_are_those_that_a_player_sees(tmp_path):
+    assert label_keys(tmp_path, 2) == ("nothing", "key 1", "key 2")
+    keep_names(tmp_path, PROPOSED)
+    assert label_keys(tmp_path, 3) == ("nothing", "kick", "hat", "build")
+    assert label_keys(tmp_path, 4) == ("nothing", "kick", "hat", "build", "key 4")
+    assert label_keys(tmp_path, 1) == ("nothing", "kick")
 
 
 JSON = st.recursive(

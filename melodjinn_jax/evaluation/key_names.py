@@ -1,7 +1,4 @@
-"""The names of keys: proposed from what a key was measured to do, and a file in which a person may have the last word.
-
-WORKDIR/key_names.json      ["kick", "hat", "snare"]: a list that begins with the name of key 1
-"""
+"""The names of keys: proposed from what a key was measured to do; a person has the last word, in the file of names."""
 
 import json
 from collections import Counter
@@ -15,8 +12,8 @@ from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.bootstrap import resample
 from melodjinn_jax.evaluation.descriptors import PITCH_CLASSES
 from melodjinn_jax.evaluation.effects import ATTACK_FRAMES, BANDS, Effects
+from melodjinn_jax.live.keys import FILE, read_key_names
 
-FILE = "key_names.json"
 SUBTLE = "subtle"
 # What a listener notices: decibels of level, of onset strength, octaves, share of one pitch class.
 LEVEL_DB, ONSET_DB, OCTAVES, PITCH_SHARE = 1.0, 1.5, 0.15, 0.02
@@ -93,26 +90,6 @@ def _drum(bands: np.ndarray) -> str:
     if high >= middle and low < high / 2:
         return "hat"
     return "clap" if low < max(middle, high) / 2 else "snare"
-
-
-def read_key_names(folder: Path) -> list[str]:
-    """The names in a work directory's file, key 1's first; none if there is no such file.
-
-    Raises:
-      UserError: the file cannot be read or is no list of names.
-    """
-    file = folder / FILE
-    try:
-        names = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: mend it, or remove it to have names proposed again") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"{file} must be a list of names, the first that of key 1: mend it, or remove it")
-    return names
 
 
 def keep_names(folder: Path, proposals: list[Proposal]) -> list[str]:

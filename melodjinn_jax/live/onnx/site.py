@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.live.keys import holds_keys, read_key_names
+from melodjinn_jax.live.keys import holds_keys, label_keys
 from melodjinn_jax.live.onnx.graph import Weights
 from melodjinn_jax.live.performance import Prompt
 from melodjinn_jax.live.session import model_digest
@@ -34,7 +34,7 @@ def page_files() -> dict[str, bytes]:
 def describe(run: Run, weights: Weights, prompt: Prompt) -> dict[str, Any]:
     """The manifest without its files: what the page must know of the model, and the prompt of every stream."""
     config, codec, actions = run.config.dynamics, run.codec, run.action_space
-    names = read_key_names(run.workdir.path, actions.num_keys)
+    names = label_keys(run.workdir.path, actions.num_keys)
     return {
         "format": FORMAT,
         "version": FORMAT_VERSION,
