@@ -119,7 +119,7 @@ def main() -> None:
         effects = measure_effects(
             instrument, own, run.config.evaluation.prompt_frames, run.config.evaluation.temperature
         )
-        witnesses.append(Witness(run, instrument.listen(shared.waveform), effects.vectors().mean(axis=1)))
+        witnesses.append(Witness(run, instrument.listen_to(shared.waveform, shared.codes), effects.vectors().mean(axis=1)))
         owned.append(own)
     if len(witnesses) > 1:
         show_agreement(witnesses)

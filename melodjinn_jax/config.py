@@ -70,8 +70,12 @@ class CodecConfig:
 class LatentActionConfig:
     """The latent action model (LAM): what it sees, its size, its bottleneck, how codes become keys."""
 
-    features: Literal["mel", "waveform", "normalized"] = "mel"
-    """What the LAM sees and predicts: max-pooled mel bands, the mu-law companded waveform, or unit-power patches."""
+    features: Literal["mel", "spectra", "waveform", "normalized"] = "mel"
+    """What the LAM sees and predicts: max-pooled mel bands; spectra of two resolutions in which the level counts
+    little; the mu-law companded waveform; or unit-power patches."""
+    hears: Literal["recording", "codec"] = "recording"
+    """What the LAM hears of music: recordings as they are, or what the codec makes of them, as it will make of what is
+    played: then it hears the same action in both."""
     action_stride: int = 1
     """Frames per action (S)."""
     dim: int = 64
@@ -96,6 +100,9 @@ class LatentActionConfig:
     """Re-seed unused codes from latents; only for the comparison with the classical start, for it flips codes."""
     max_codes: int = 16
     """Most codes of the EMA codebook; the number in use is discovered."""
+    event_share: float = 0.0
+    """Share of the transitions that are events when the codebook is read off: those about which the latent says most,
+    in max_codes - 1 clusters; the rest is NOOP. 0: as many events as the clusters hold."""
     fsq_levels: tuple[int, ...] = (2, 2)
     """Levels of each FSQ dimension; their product is the number of codes."""
     kl_weight: float = 0.002
@@ -108,6 +115,8 @@ class LatentActionConfig:
     """Cluster centres closer than this, in units of the warm-up's noise, are one code."""
     gradient: Literal["reconstruction", "dynamics"] = "reconstruction"
     """What trains the LAM: its own decoder's reconstruction, or (decoder-free) the dynamics model's cross entropy."""
+    merge: Literal["effect", "none"] = "effect"
+    """How codes become keys: merged by what they do, which is made for hits; or each code is a key, the commonest NOOP."""
     merge_error: float = 0.07
     """A code joins the key whose sound leaves less than this share of the code's own effect unexplained."""
     noop_threshold: float = 0.2

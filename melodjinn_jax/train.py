@@ -29,6 +29,7 @@ from melodjinn_jax.training.run import (
     Machine,
     checkpoint_metadata,
     initial_parameters,
+    hearing,
     make_machine,
     make_models,
     prepare_data,
@@ -46,7 +47,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
     """Train on the mesh in scope until the last step or a stop signal; returns the exit status of the process."""
     wall_time, mesh = WallTime(), jax.sharding.get_mesh()
     models = make_models(config, codec)
-    machine = make_machine(models, data)
+    machine = make_machine(models, data, codec)
     share = host_share(mesh)
     display = sys.stderr if is_primary() else io.StringIO()
     batches = training_iterator(
@@ -57,6 +58,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
         stride=config.latent_actions.action_stride,
         share=share,
         fields=("codes",) if data.labels else ("waveform", "codes"),
+        hear=None if data.labels else hearing(config, codec),
         workers=config.runtime.data_workers,
     )
     train_steps = {}

@@ -117,6 +117,19 @@ def _latent_actions(config: Config) -> Checks:
         f"data.clip_frames is {config.data.clip_frames}: it must be a multiple of "
         f"latent_actions.action_stride, {actions.action_stride}",
     )
+    yield (
+        not 0 <= actions.event_share < 1,
+        f"latent_actions.event_share is {actions.event_share}: it must lie in [0, 1)",
+    )
+    yield (
+        actions.event_share > 0 and (actions.bottleneck != "ema_vq" or actions.codebook_init != "clusters"),
+        f"latent_actions.event_share is {actions.event_share}: it needs latent_actions.bottleneck ema_vq and "
+        "latent_actions.codebook_init clusters",
+    )
+    yield (
+        actions.hears == "codec" and not config.data.datasets,
+        "latent_actions.hears is codec: the drum world's LAM hears its clips as they are, so leave it out",
+    )
     is_fsq = actions.bottleneck == "fsq"
     yield (
         is_fsq and (not actions.fsq_levels or min(actions.fsq_levels) < 2),

@@ -17,12 +17,14 @@ from melodjinn_jax.models.action_space import (
     digest_codebook,
 )
 from melodjinn_jax.models.bottlenecks import (
+    assign_codes,
     finite_scalar_quantize,
     fsq_vectors,
     nearest_codes,
     quantize,
     random_codebook,
     read_off_codebook,
+    read_off_events,
     update_codebook,
 )
 from melodjinn_jax.models.features import block_features, mel_features, mel_of_magnitudes
@@ -40,7 +42,7 @@ def latents_of(models: Models, waveform: np.ndarray) -> np.ndarray:
     return np.asarray(encode(state, waveform))
 
 
-@pytest.mark.parametrize("features", ["mel", "waveform", "normalized"])
+@pytest.mark.parametrize("features", ["mel", "spectra", "waveform", "normalized"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_sound_after_the_target_block_never_changes_an_action(rng, features, stride):
     models = Models(
@@ -92,7 +94,7 @@ def test_features_of_silence_are_zero_and_int16_equals_float():
     assert not np.any(mel_features(jnp.zeros((1, 4, 320), jnp.int16), 24000))
     waveform = np.random.default_rng(0).integers(-3000, 3000, (1, 4, 320)).astype(np.int16)
     as_float = jnp.asarray(waveform, jnp.float32) / 32768
-    for features in ("mel", "waveform", "normalized"):
+    for features in ("mel", "spectra", "waveform", "normalized"):
         config = LatentActionConfig(features=features)
         np.testing.assert_allclose(
             block_features(jnp.asarray(waveform), config, 24000), block_features(as_float, config, 24000), atol=1e-6
@@ -117,6 +119,54 @@ def test_the_codebook_read_off_finds_well_separated_clusters(clusters, seed):
     codes = np.asarray(nearest_codes(codebook["vectors"], jnp.asarray(latents, jnp.float32)))
     truth = np.repeat(np.arange(clusters), sizes)
     assert np.array_equal(codes, truth)
+
+
+@given(st.integers(1, 5), st.floats(0.02, 0.6), st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_events_are_the_share_of_transitions_that_says_most(kinds, share, seed):
+    latents = np.random.default_rng(seed).standard_normal((500, 3))
+    codebook = read_off_events(latents, kinds + 1, share, batch_vectors=100)
+    codes = np.asarray(assign_codes(codebook, jnp.asarray(latents, jnp.float32)))
+    norms = np.linalg.norm(latents, axis=1)
+    assert np.mean(codes > 0) == pytest.approx(share, abs=2 / 500)
+    assert norms[codes > 0].min() >= norms[codes == 0].max() - 1e-5
+    assert codes.max() <= kinds
+    assert float(codebook["counts"].sum()) == pytest.approx(100, rel=1e-4)
+
+
+def test_kinds_of_events_are_those_that_lie_apart(rng):
+    directions = 6 * np.eye(3)
+    kinds = rng.integers(0, 3, 60)
+    latents = np.concatenate([0.2 * rng.standard_normal((940, 3)), directions[kinds] + rng.standard_normal((60, 3))])
+    codebook = read_off_events(latents, 4, 0.06, batch_vectors=100)
+    codes = np.asarray(assign_codes(codebook, jnp.asarray(latents, jnp.float32)))
+    assert not codes[:940].any()
+    assert len({(kind, code) for kind, code in zip(kinds, codes[940:], strict=True)}) == 3
+    # What moves the entries leaves the radius as it is.
+    moved = update_codebook(codebook, jnp.asarray(latents, jnp.float32), jnp.asarray(codes), 0.9)
+    assert float(moved["radius"]) == float(codebook["radius"])
+    vectors = np.asarray(codebook["vectors"])
+    assert digest_codebook(vectors, np.float32(1)) != digest_codebook(vectors, np.float32(2)) != digest_codebook(vectors)
+
+
+def test_without_merging_every_code_is_a_key_and_the_commonest_is_noop(rng):
+    codes = rng.choice(5, (8, 40), p=[0.1, 0.0, 0.6, 0.1, 0.2])
+    config = LatentActionConfig(merge="none")
+    effects = measure_effects(rng.random((8, 41, 31)), 1)
+    keys = merge_codes(codes, effects, 5, 0, config)
+    assert keys[2] == 0 and keys[4] == 1
+    assert sorted(keys[[0, 3]]) == [2, 3]
+    assert keys[1] == 0  # never used
+
+
+def test_the_level_is_a_small_part_of_spectra(rng):
+    waveform = jnp.asarray(random_waveform(rng, 1, 16))
+    config = LatentActionConfig(features="spectra", action_stride=4)
+    loud, soft = (np.asarray(block_features(gain * waveform / 32768, config, 24000)) for gain in (0.5, 0.25))
+    mel = LatentActionConfig(features="mel", action_stride=4)
+    loud_mel, soft_mel = (np.asarray(block_features(gain * waveform / 32768, mel, 24000)) for gain in (0.5, 0.25))
+    change, change_mel = (np.square(a - b).sum() / np.square(a).sum() for a, b in ((loud, soft), (loud_mel, soft_mel)))
+    assert change < change_mel / 2
 
 
 def test_the_codebook_never_exceeds_its_size(rng):

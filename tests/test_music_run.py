@@ -48,13 +48,14 @@ def music_config(datasets: tuple[str, ...], **data) -> Config:
             num_heads=2,
             latent_dim=4,
             window=5,
-            max_codes=8,
+            features="spectra",
+            hears="codec",
             action_stride=STRIDE,
             # Some keys come out of a LAM that has hardly been trained.
             kl_weight=0.0,
-            cluster_radius=0.05,
-            noop_threshold=0.0,
-            merge_error=0.0,
+            max_codes=4,
+            event_share=0.3,
+            merge="none",
         ),
         dynamics=DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=8),
         evaluation=EvaluationConfig(clips=3, frames=24),
@@ -194,7 +195,7 @@ def test_init_from_brings_a_labelled_run_the_dynamics_model_only(trained, tmp_pa
         ({"evaluation": {"split": "validation"}}, "has no validation split to evaluate on"),
         ({"training": {"crop_frames": 52}}, "training.crop_frames is 52"),
         ({"data": {"actions": "123"}}, "has no labels 123"),
-        ({"data": {"actions": "auto"}, "latent_actions": {"max_codes": 9}}, "latent_actions.max_codes is 9, but 8"),
+        ({"data": {"actions": "auto"}, "latent_actions": {"max_codes": 9}}, "latent_actions.max_codes is 9, but 4"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence_before_training(trained, tmp_path, changes, complaint):

@@ -1,6 +1,7 @@
 """Batches for training: shuffled, cropped at random, endless, and the same however many hosts or workers read them."""
 
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import absl.flags
@@ -13,6 +14,10 @@ from melodjinn_jax.errors import UserError
 
 # One thread makes a few batches ahead; more threads only contend for the interpreter lock.
 _READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+Hear = Callable[[np.ndarray], np.ndarray]
+"""From codes uint16 [B, F, Q] to the waveform int16 [B, F, H] that stands for the recording."""
 
 
 class RandomCrop(grain.transforms.RandomMap):
@@ -72,10 +77,9 @@ class BatchIterator(grain.DatasetIterator):
     Its state is the number of the next batch and nothing else, so a run may resume with other workers or hosts.
     """
 
-    def __init__(self, batches: grain.MapDataset, workers: int):
+    def __init__(self, batches: grain.MapDataset, workers: int, hear: Hear | None = None):
         super().__init__()
-        self._batches = batches
-        self._workers = workers
+        self._batches, self._workers, self._hear = batches, workers, hear
         self._next_batch = 0
         self._iterator: grain.DatasetIterator | None = None
 
@@ -85,7 +89,7 @@ class BatchIterator(grain.DatasetIterator):
             self._iterator = self._start()
         batch = next(self._iterator)
         self._next_batch += 1
-        return batch
+        return batch if self._hear is None else {**batch, "waveform": self._hear(batch["codes"])}
 
     def _start(self) -> grain.DatasetIterator:
         remaining = self._batches.slice(slice(self._next_batch, None)).to_iter_dataset(_READ_OPTIONS)
@@ -126,14 +130,17 @@ def training_iterator(
     share: HostShare = ALL_ROWS,
     workers: int = 0,
     fields: tuple[str, ...] = ("waveform", "codes"),
+    hear: Hear | None = None,
 ) -> BatchIterator:
     """This host's share of endless batches: waveform int16 `[B, F, H]` and codes uint16 `[B, F, Q]`, as `fields` name.
 
     Of labelled data also actions uint16 `[B, F / stride - 1]`; `fields` may name `id`, str `[B]`, too. `batch_size` is
     the global one, of which this host reads the parts that `share` names: those of all hosts, put in order, are the
     batch of a single host. Each DATASET has its share of every stretch of rows, and is shuffled and cropped anew in
-    every epoch of its own. Raises `UserError` naming the fields if no such batch can be made.
+    every epoch of its own. With `hear` the waveform is made from the codes and none is read. Raises `UserError` naming the fields if no such batch can be made.
     """
+    if hear is not None:
+        fields = tuple(name for name in fields if name != "waveform")
     mixture = data if isinstance(data, Mixture) else Mixture((data,))
     _check_crop(mixture, crop_frames, stride)
     if batch_size < 1 or batch_size % share.num_parts:
@@ -153,10 +160,11 @@ def training_iterator(
     ]
     rows = crops[0] if len(crops) == 1 else grain.MapDataset.mix(crops, mixture.weights)
     if share.num_parts == len(share.parts):
-        return BatchIterator(rows.batch(batch_size, drop_remainder=True), workers)
+        return BatchIterator(rows.batch(batch_size, drop_remainder=True), workers, hear)
     # Chosen after the crops are drawn, so that they do not depend on the hosts.
     own = grain.MapDataset.source(HostRows(rows, batch_size, share))
-    return BatchIterator(own.batch(batch_size // share.num_parts * len(share.parts), drop_remainder=True), workers)
+    rows_here = batch_size // share.num_parts * len(share.parts)
+    return BatchIterator(own.batch(rows_here, drop_remainder=True), workers, hear)
 
 
 def _check_crop(mixture: Mixture, crop_frames: int, stride: int) -> None:

@@ -74,7 +74,10 @@ def extract_actions(run: Run, waveform: np.ndarray) -> np.ndarray:
       waveform: float32 [samples] at the codec's sample rate.
     """
     hop = run.codec.hop_length
-    return encode_track(run, to_int16(waveform[: len(waveform) // hop * hop]).reshape(-1, hop))
+    waveform = waveform[: len(waveform) // hop * hop]
+    if run.config.latent_actions.hears == "codec":
+        waveform = run.codec.decode(run.codec.encode(waveform[None]))[0]
+    return encode_track(run, to_int16(waveform).reshape(-1, hop))
 
 
 def encode_track(run: Run, patches: np.ndarray) -> np.ndarray:

@@ -138,7 +138,7 @@ def listen_to_training(run: Run, data: Mixture) -> Heard:
     rng = np.random.default_rng(0)
     names = []
     for index, dataset in enumerate(data.datasets):
-        fields = ("waveform", "id", "provenance")
+        fields = ("waveform", "codes", "id", "provenance")
         labels = data.labels[index] if data.labels else None
         source = labels.source(dataset, "train", fields) if labels else dataset.source("train", fields)
         share = data.weights[index] / sum(data.weights)
@@ -146,7 +146,8 @@ def listen_to_training(run: Run, data: Mixture) -> Heard:
         for place in sorted(rng.choice(len(source), count, replace=False).tolist()):
             record = source[place]
             heard.sound.append(to_float32(record["waveform"]).reshape(-1))
-            heard.keys.append(record["actions"] if labels else encode_track(run, record["waveform"]))
+            patches = record["waveform"] if labels else run.heard(record["waveform"][None], record["codes"][None])[0]
+            heard.keys.append(record["actions"] if labels else encode_track(run, patches))
             heard.offsets.append(int(record["first_frame"]) if labels else 0)
             heard.titles.append(str(record["provenance"].get("title") or record["id"]))
             names.append(record["id"].rpartition("/")[0] or record["id"])

@@ -46,7 +46,10 @@ class Instrument(Protocol):
         """What the codec alone makes of codes: float32 [B, F * H]."""
 
     def listen(self, waveform: np.ndarray) -> np.ndarray:
-        """The LAM's keys int [B, N - 1] of sound float32 [B, F * H]."""
+        """The LAM's keys int [B, N - 1] of sound float32 [B, F * H] that the codec made."""
+
+    def listen_to(self, recording: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """The same of a recording float32 [B, F * H] with the codes [B, F, Q]."""
 
 
 @functools.partial(jax.jit, static_argnames="models")
@@ -108,6 +111,11 @@ class TrainedInstrument:
         encode = jax.jit(encode_keys, static_argnums=0)
         patches = to_int16(waveform).reshape(len(waveform), -1, self.hop_length)
         return _in_rows(lambda first, patches: encode(self._models, networks, patches), patches)
+
+    def listen_to(self, recording: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """See `Instrument`."""
+        hears_codec = self._models.config.latent_actions.hears == "codec"
+        return self.listen(self.decode(codes) if hears_codec else recording)
 
 
 def instrument_of(run: Run) -> TrainedInstrument:

@@ -63,7 +63,7 @@ def _claim(lock: IO[str], folder: Path) -> None:
 
 def shard_labels(run: Run, dataset: Dataset, name: str) -> Iterator[bytes]:
     """The labels of one shard's records, in their order."""
-    source = dataset.shard_source(name, ("waveform", "id", "provenance"))
+    source = dataset.shard_source(name, ("waveform", "codes", "id", "provenance"))
     tracks: dict[str, dict[int, int]] = {}
     for index in range(len(source)):
         record = source[index]
@@ -79,10 +79,17 @@ def shard_labels(run: Run, dataset: Dataset, name: str) -> Iterator[bytes]:
 def track_labels(run: Run, source: RecordSource, starts: dict[int, int]) -> dict[int, bytes]:
     """Label of each record of one track, whose records begin at the frames `starts`."""
     stride, frames = run.action_space.stride, len(source[next(iter(starts))]["waveform"])
-    patches = np.zeros((max(starts.values()) + frames, run.codec.hop_length), np.int16)
+    length = max(starts.values()) + frames
+    patches = np.zeros((length, run.codec.hop_length), np.int16)
+    codes = np.zeros((length, run.codec.num_codebooks), np.int32)
+    is_silent = np.ones(length, bool)
     for index, start in starts.items():
-        patches[start : start + frames] = source[index]["waveform"]
-    keys = encode_track(run, patches)
+        record = source[index]
+        patches[start : start + frames] = record["waveform"]
+        codes[start : start + frames] = record["codes"]
+        is_silent[start : start + frames] = False
+    heard = run.heard(patches[None], codes[None])[0]
+    keys = encode_track(run, np.where(is_silent[:, None], 0, heard).astype(np.int16))
     labels = {}
     for index, start in starts.items():
         block = -(-start // stride)

@@ -26,7 +26,7 @@ def held_out_losses(run: Run, data: Mixture, config: EvaluationConfig) -> dict[s
         measures |= cross_entropies(run.models, run.state, held_out.codes, held_out.keys)
     if run.has_lam and not run.models.trains_jointly:
         networks = {name: run.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}
-        waveform = held_out.waveform.reshape(*held_out.codes.shape[:2], -1)
+        waveform = run.heard(held_out.waveform.reshape(*held_out.codes.shape[:2], -1), held_out.codes)
         measures["reconstruction"] = float(reconstruction(run.models, networks, waveform))
     return measures
 

@@ -175,7 +175,7 @@ def leakage(instrument: Instrument, clips: Clips) -> dict[str, Any]:
     other = _far_clips(clips.tracks)
     codes = np.concatenate([clips.codes[:, :cut], clips.codes[other, cut:]], axis=1)
     sound = np.concatenate([clips.waveform[:, : cut * hop], clips.waveform[other, cut * hop :]], axis=1)
-    keys = instrument.listen(sound)
+    keys = instrument.listen_to(sound, codes)
     rows = np.concatenate([keys, np.full_like(keys, instrument.null_action)])
     losses = instrument.losses(np.tile(codes, (2, 1, 1)), rows)[:, cut : cut + stride].mean(axis=1)
     told, untold = losses.reshape(2, B)

@@ -1,5 +1,7 @@
 """The evaluation of music that nobody has labelled: what `eval.json` holds of it and how each number is found."""
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +26,9 @@ from melodjinn_jax.live.generator import generate
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
 from melodjinn_jax.training.step import encode_codes, encode_keys
 
+# Clips drawn for every one that is measured, so that short tracks come up often enough.
+DRAWS = 8
+
 
 @dataclass(frozen=True)
 class HeldOutMusic(Clips):
@@ -34,31 +39,53 @@ class HeldOutMusic(Clips):
 
 
 def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> HeldOutMusic:
-    """Random clips of the held-out split, the same ones every time, each DATASET with its share of them."""
-    draw = training_iterator(
-        data,
-        split=config.split,
-        batch_size=config.clips,
-        crop_frames=config.frames,
-        seed=0,
-        stride=run.action_space.stride,
-        fields=("waveform", "codes", "id"),
+    """Random clips of the held-out split, the same ones every time, every track with its share of them."""
+    batch = _draw_evenly(
+        training_iterator(
+            data,
+            split=config.split,
+            batch_size=config.clips,
+            crop_frames=config.frames,
+            seed=0,
+            stride=run.action_space.stride,
+            fields=("waveform", "codes", "id"),
+        ),
+        config.clips,
     )
-    batch = next(draw)
     if data.labels:
         keys = codes = batch["actions"]
     else:
         networks = {name: run.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}
+        heard = run.heard(batch["waveform"], batch["codes"])
         keys, codes = (
-            np.asarray(jax.jit(encode, static_argnums=0)(run.models, networks, batch["waveform"]))
+            np.asarray(jax.jit(encode, static_argnums=0)(run.models, networks, heard))
             for encode in (encode_keys, encode_codes)
         )
     sound = batch["waveform"].reshape(config.clips, -1) / FULL_SCALE
-    # A record without a place is a track of its own.
-    names = [name.rpartition("/")[0] or name for name in batch["id"].tolist()]
-    tracks = np.unique(names, return_inverse=True)[1]
+    tracks = np.unique(_track_names(batch["id"]), return_inverse=True)[1]
     num_actions = len(np.unique(codes))
     return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32), tracks, num_actions)
+
+
+def _draw_evenly(draw: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    """`count` clips of those that come, the rarest track's first: else most would be of the longest track.
+
+    An interval over tracks says the less, the fewer tracks have most of the clips.
+    """
+    drawn = [next(draw) for _ in range(DRAWS)]
+    pool = {name: np.concatenate([batch[name] for batch in drawn]) for name in drawn[0]}
+    seen: Counter[str] = Counter()
+    turns = []
+    for name in _track_names(pool["id"]):
+        turns.append(seen[name])
+        seen[name] += 1
+    chosen = np.sort(np.argsort(turns, kind="stable")[:count])
+    return {name: values[chosen] for name, values in pool.items()}
+
+
+def _track_names(ids: np.ndarray) -> list[str]:
+    # A record without a place is a track of its own.
+    return [name.rpartition("/")[0] or name for name in ids.tolist()]
 
 
 def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:

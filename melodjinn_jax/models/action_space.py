@@ -47,9 +47,10 @@ class ActionSpace:
         return space
 
 
-def digest_codebook(vectors: np.ndarray) -> str:
-    """SHA-256 of a codebook's vectors [K, Z]."""
-    return hashlib.sha256(np.ascontiguousarray(vectors, dtype="<f4").tobytes()).hexdigest()
+def digest_codebook(vectors: np.ndarray, radius: np.ndarray | None = None) -> str:
+    """SHA-256 of a codebook's vectors [K, Z], and of the radius of NOOP, if it has one."""
+    parts = [vectors] if radius is None else [vectors, radius]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part, dtype="<f4").tobytes() for part in parts)).hexdigest()
 
 
 def collapse_repeats(keys: jax.Array, frames: int) -> jax.Array:

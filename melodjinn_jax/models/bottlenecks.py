@@ -13,6 +13,7 @@ import numpy as np
 FAR_AWAY = 1e3
 
 Codebook = dict[str, jax.Array]
+"""`vectors` [K, Z] and the statistics that move them; and `radius` [], where less than that is NOOP, code 0."""
 
 
 def add_noise(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -54,13 +55,22 @@ def nearest_codes(vectors: jax.Array, latents: jax.Array) -> jax.Array:
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
+def assign_codes(codebook: Codebook, latents: jax.Array) -> jax.Array:
+    """Codes int32 [...] of latents [..., Z]: the nearest entry; NOOP for a latent within the radius, if there is one."""
+    if "radius" not in codebook:
+        return nearest_codes(codebook["vectors"], latents)
+    # Entry 0 is NOOP's.
+    events = 1 + nearest_codes(codebook["vectors"][1:], latents)
+    return jnp.where(jnp.sum(latents**2, axis=-1) < codebook["radius"] ** 2, 0, events)
+
+
 def quantize(codebook: Codebook, latents: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Vector quantisation with a straight-through gradient.
 
     Returns:
       codes int32 [...], quantised latents [..., Z], and the commitment loss.
     """
-    codes = nearest_codes(codebook["vectors"], jax.lax.stop_gradient(latents))
+    codes = assign_codes(codebook, jax.lax.stop_gradient(latents))
     chosen = codebook["vectors"][codes]
     commitment = jnp.sum((latents - chosen) ** 2, axis=-1).mean()
     return codes, latents + jax.lax.stop_gradient(chosen - latents), commitment
@@ -75,6 +85,7 @@ def update_codebook(codebook: Codebook, latents: jax.Array, codes: jax.Array, de
     sums = decay * codebook["sums"] + (1 - decay) * assigned.T @ flat
     means = sums / jnp.maximum(counts, 1e-3)[:, None]
     return {
+        **codebook,
         "vectors": jnp.where((counts > 1e-3)[:, None], means, codebook["vectors"]),
         "counts": counts,
         "sums": sums,
@@ -94,6 +105,7 @@ def reset_dead_code(codebook: Codebook, latents: jax.Array, key: jax.Array, pati
     dead = jnp.argmax(codebook["idle"])
     count = jnp.maximum(0.1 * codebook["counts"].mean(), 1.0)
     reseeded = {
+        **codebook,
         "vectors": codebook["vectors"].at[dead].set(drawn),
         "counts": codebook["counts"].at[dead].set(count),
         "sums": codebook["sums"].at[dead].set(count * drawn),
@@ -162,6 +174,41 @@ def read_off_codebook(
     codebook["counts"][: len(centres)] = counts
     codebook["sums"][: len(centres)] = centres * counts[:, None]
     return {name: jnp.asarray(value, jnp.float32) for name, value in codebook.items()}
+
+
+def read_off_events(
+    latents: np.ndarray, max_codes: int, event_share: float, batch_vectors: int, restarts: int = 8
+) -> Codebook:
+    """A codebook of `max_codes` - 1 kinds of events, from a warm-up's noise-free latents.
+
+    Music has no clusters to be found, only latents that say more or less: half their squared norm is their information
+    in nats. Those that say most are the events, and k-means, the best of some restarts, divides them; all else is NOOP.
+
+    Args:
+      latents: float [n, Z], in units of the bottleneck's noise.
+      max_codes: entries of the codebook; entry 0 is NOOP.
+      event_share: share of the latents that are events, in (0, 1).
+      batch_vectors: latents in a training batch, the scale of the moving averages.
+      restarts: of k-means.
+    """
+    latents = np.asarray(latents, np.float64)
+    norms = np.linalg.norm(latents, axis=1)
+    radius = np.quantile(norms, 1 - event_share)
+    events = latents[norms >= radius]
+    rng = np.random.default_rng(0)
+    best, least = events[: max_codes - 1], np.inf
+    for _ in range(restarts):
+        centres = events[rng.choice(len(events), max_codes - 1, replace=len(events) < max_codes - 1)]
+        for _ in range(50):
+            centres, _ = _lloyd_step(events, centres)
+        error = np.sum((events[:, None] - centres) ** 2, axis=-1).min(axis=1).sum()
+        if error < least:
+            best, least = centres, error
+    vectors = np.concatenate([latents[norms < radius].mean(axis=0, keepdims=True), best])
+    sizes = np.concatenate([[np.sum(norms < radius)], _lloyd_step(events, best)[1]])
+    counts = jnp.asarray(sizes / len(latents) * batch_vectors, jnp.float32)
+    codebook = _codebook(jnp.asarray(vectors, jnp.float32), counts, jnp.asarray(vectors, jnp.float32) * counts[:, None])
+    return {**codebook, "radius": jnp.float32(radius)}
 
 
 def _lloyd_step(latents: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

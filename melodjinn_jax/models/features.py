@@ -20,6 +20,13 @@ LAG_WINDOWS = 1
 COMPANDING = 30.0
 MEL_GAIN = 3.0
 
+# Of `spectra_features`.
+SPECTRA_GAIN = 100.0
+LEVEL_WEIGHT = 4.0
+SEMITONE_SAMPLES = 4096  # tells semitones apart from 200 Hz on, and nearly so from 100
+SEMITONE_RANGE = (100.0, 1600.0)  # hertz
+SEMITONE_SCALE = 16.0  # the long window's gain over the short one's
+
 
 @functools.cache
 def _mel_bases(sample_rate: int, hop_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -91,6 +98,49 @@ def mel_features(waveform_BFH: jax.Array, sample_rate: int) -> jax.Array:
     return bands.reshape(B, F, WINDOWS_PER_FRAME, -1).max(axis=2)
 
 
+@functools.cache
+def _semitone_basis(sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windowed DFT matrix [T, 2 bins] and band matrix [bins, 48] of the semitones of four octaves."""
+    bins = np.arange(int(SEMITONE_RANGE[1] * SEMITONE_SAMPLES / sample_rate) + 2)
+    angles = 2 * np.pi * np.outer(np.arange(SEMITONE_SAMPLES), bins) / SEMITONE_SAMPLES
+    window = np.hanning(SEMITONE_SAMPLES)[:, None]
+    dft = window * np.concatenate([np.cos(angles), -np.sin(angles)], axis=1)
+    semitones = 12 * np.log2(np.maximum(bins, 0.5) * sample_rate / SEMITONE_SAMPLES / SEMITONE_RANGE[0])
+    # Triangles one semitone wide to each side; low ones are wider than the bins are apart, so none is empty.
+    bands = np.maximum(0, 1 - np.abs(semitones[:, None] - np.arange(48)))
+    return dft.astype(np.float32), bands.astype(np.float32)
+
+
+def spectra_features(waveform_BFH: jax.Array, stride: int, sample_rate: int) -> jax.Array:
+    """Blocks as spectra of two resolutions, in logarithms that hear quiet sounds, the level set apart.
+
+    The mean of the bands, which is the level, would be by far the largest part of any error; here it counts as much
+    as `LEVEL_WEIGHT` bands. Mel bands in up to four parts of the block tell when, semitones over a long window that
+    ends with the block tell which notes.
+
+    Args:
+      waveform_BFH: int16 or float samples [B, F, H].
+      stride: frames per block (S).
+      sample_rate: in Hz.
+
+    Returns:
+      float32 [B, N, P * 32 + 48], N = F / S, P = the largest of 4, 2, 1 parts that divides S.
+    """
+    B, F, H = waveform_BFH.shape
+    N, parts = F // stride, next(parts for parts in (4, 2, 1) if stride % parts == 0)
+    magnitudes = jnp.expm1(mel_features(waveform_BFH, sample_rate)) / MEL_GAIN
+    bands = jnp.log1p(SPECTRA_GAIN * magnitudes.reshape(B, N, parts, stride // parts, -1).max(axis=3))
+    level = bands.mean(axis=-1, keepdims=True)
+    shape = jnp.concatenate([bands - level, LEVEL_WEIGHT**0.5 * level], axis=-1).reshape(B, N, -1)
+
+    dft, semitone_bands = _semitone_basis(sample_rate)
+    samples = jnp.pad(to_float(waveform_BFH).reshape(B, F * H), ((0, 0), (len(dft), 0)))
+    ends = np.arange(1, N + 1) * stride * H
+    real, imaginary = jnp.split(samples[:, ends[:, None] + np.arange(len(dft))] @ dft, 2, axis=-1)
+    notes = jnp.log1p(SPECTRA_GAIN * jnp.sqrt((real**2 + imaginary**2) @ semitone_bands) / SEMITONE_SCALE)
+    return jnp.concatenate([shape, notes - notes.mean(axis=-1, keepdims=True)], axis=-1)
+
+
 def magnitudes_of_mel(mel: np.ndarray) -> np.ndarray:
     """The magnitudes that `mel_features` are the logarithms of."""
     return np.expm1(mel) / MEL_GAIN
@@ -128,6 +178,8 @@ def block_features(waveform_BFH: jax.Array, config: LatentActionConfig, sample_r
     stride = config.action_stride
     if config.features == "mel":
         return mel_features(waveform_BFH, sample_rate).reshape(B, F // stride, stride, -1).max(axis=2)
+    if config.features == "spectra":
+        return spectra_features(waveform_BFH, stride, sample_rate)
     patches = to_float(waveform_BFH)
     if config.features == "waveform":
         patches = compand(patches)
@@ -142,4 +194,7 @@ def num_channels(config: LatentActionConfig, sample_rate: int, hop_length: int) 
     if config.features == "mel":
         _, short_bands, _, long_bands = _mel_bases(sample_rate, hop_length)
         return short_bands.shape[1] + long_bands.shape[1]
+    if config.features == "spectra":
+        silence = jax.ShapeDtypeStruct((1, config.action_stride, hop_length), jnp.float32)
+        return jax.eval_shape(lambda x: spectra_features(x, config.action_stride, sample_rate), silence).shape[-1]
     return config.action_stride * hop_length

@@ -198,7 +198,18 @@ def merge_codes(
     Returns:
       int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by strength.
     """
+    if config.merge == "none":
+        return _each_its_own(codes, num_codes)
     return Merge(codes, effects, num_codes, noop_code, config).run()
+
+
+def _each_its_own(codes: np.ndarray, num_codes: int) -> np.ndarray:
+    """A key for every code in use, the commonest first: int [num_codes]. That one is NOOP: nothing out of the ordinary."""
+    counts = np.bincount(codes.ravel(), minlength=num_codes)
+    key_of_code = np.zeros(num_codes, np.int64)
+    for key, code in enumerate(np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]):
+        key_of_code[code] = key
+    return key_of_code
 
 
 def _any_before(events: np.ndarray, count: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from melodjinn_jax.models.action_space import (
     collapse_repeats,
     digest_codebook,
 )
-from melodjinn_jax.models.bottlenecks import read_off_codebook
+from melodjinn_jax.models.bottlenecks import read_off_codebook, read_off_events
 from melodjinn_jax.models.features import block_features, mel_features
 from melodjinn_jax.models.merging import measure_effects, merge_codes
 from melodjinn_jax.training.mesh import replicated, share_rows
@@ -140,17 +140,20 @@ class PhaseMachine:
     def action_space(self, state: State) -> ActionSpace:
         """The meaning of the actions of a state that has a codebook."""
         key_of_code = tuple(int(key) for key in np.asarray(state["key_of_code"]))
-        vectors = np.asarray(state["codebook"]["vectors"])
-        return ActionSpace(self.config.latent_actions.action_stride, key_of_code, digest_codebook(vectors))
+        codebook = state["codebook"]
+        digest = digest_codebook(np.asarray(codebook["vectors"]), codebook.get("radius"))
+        return ActionSpace(self.config.latent_actions.action_stride, key_of_code, digest)
 
     def _quantise(self, state: State, record: PhaseRecord, step: int) -> tuple[State, PhaseRecord]:
         actions, training = self.config.latent_actions, self.config.training
         if actions.codebook_init == "clusters" and actions.bottleneck == "ema_vq":
             latents = np.asarray(self._encode(state, self.probe)).reshape(-1, actions.latent_dim)
             blocks = training.crop_frames // actions.action_stride
-            codebook = read_off_codebook(
-                latents, actions.max_codes, actions.cluster_radius, training.batch_size * (blocks - 1)
-            )
+            in_batch = training.batch_size * (blocks - 1)
+            if actions.event_share:
+                codebook = read_off_events(latents, actions.max_codes, actions.event_share, in_batch)
+            else:
+                codebook = read_off_codebook(latents, actions.max_codes, actions.cluster_radius, in_batch)
         else:
             codebook = self.models.init_codebook(stream(state["rng"], "codebook"))
         state = {**state, "codebook": codebook, "key_of_code": jnp.zeros(self.models.num_codes, jnp.int32)}

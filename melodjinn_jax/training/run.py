@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from melodjinn_jax.codecs import Codec, load_codec, require_same_codec
 from melodjinn_jax.config import Config, EvaluationConfig, LatentActionConfig
+from melodjinn_jax.data.audio import to_int16
 from melodjinn_jax.data.dataset import Dataset, open_dataset
-from melodjinn_jax.data.loader import training_iterator
+from melodjinn_jax.data.loader import Hear, training_iterator
 from melodjinn_jax.data.mixture import Mixture, open_mixture
 from melodjinn_jax.data.prepare import prepare_toy_drums
 from melodjinn_jax.errors import UserError
@@ -100,7 +102,18 @@ def check_codecs(data: Mixture, codec: Codec) -> None:
         check_codec(dataset, codec)
 
 
-def make_machine(models: Models, data: Mixture) -> Machine:
+def hearing(config: Config, codec: Codec) -> Hear | None:
+    """What makes of codes the sound that the run's LAM hears; None if it hears recordings as they are."""
+    if config.latent_actions.hears == "recording":
+        return None
+
+    def hear(codes: np.ndarray) -> np.ndarray:
+        return to_int16(codec.decode(codes)).reshape(*codes.shape[:2], codec.hop_length)
+
+    return hear
+
+
+def make_machine(models: Models, data: Mixture, codec: Codec) -> Machine:
     """What says in which phase the run is; of one that discovers its actions, over a fixed set of training clips."""
     config = models.config
     if data.labels:
@@ -114,7 +127,8 @@ def make_machine(models: Models, data: Mixture) -> Machine:
         crop_frames=models.probe_frames,
         seed=PROBE_SEED,
         stride=config.latent_actions.action_stride,
-        fields=("waveform",),
+        fields=("waveform", "codes"),
+        hear=hearing(config, codec),
     )
     return PhaseMachine(models, next(draw)["waveform"])
 
@@ -161,6 +175,11 @@ class Run:
     @property
     def has_lam(self) -> bool:
         return "lam" in self.state
+
+    def heard(self, recording: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """What the LAM hears, [B, F, H], of a recording of that shape with the codes [B, F, Q]."""
+        hear = hearing(self.config, self.codec)
+        return recording if hear is None else hear(codes)
 
     def open_data(self) -> Mixture:
         """The run's DATASETs, checked to be of the run's codec."""

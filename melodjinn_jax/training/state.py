@@ -111,7 +111,8 @@ class Models:
         if actions.bottleneck == "fsq":
             codebook = empty_codebook(self.num_codes, len(actions.fsq_levels))
             return {**codebook, "vectors": jnp.asarray(fsq_vectors(actions.fsq_levels))}
-        return random_codebook(key, actions.max_codes, actions.latent_dim)
+        codebook = random_codebook(key, actions.max_codes, actions.latent_dim)
+        return {**codebook, "radius": jnp.zeros(())} if actions.event_share else codebook
 
     @property
     def probe_frames(self) -> int:

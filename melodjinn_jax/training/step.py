@@ -11,8 +11,8 @@ from melodjinn_jax.config import Config
 from melodjinn_jax.models.action_space import collapse_repeats
 from melodjinn_jax.models.bottlenecks import (
     add_noise,
+    assign_codes,
     finite_scalar_quantize,
-    nearest_codes,
     quantize,
     reset_dead_code,
     update_codebook,
@@ -40,7 +40,7 @@ def encode_codes(models: Models, state: State, waveform: jax.Array) -> jax.Array
     latents = models.lam(state["lam"]).encode(scaled_features(models, state, waveform))
     if models.config.latent_actions.bottleneck == "fsq":
         return finite_scalar_quantize(latents, models.config.latent_actions.fsq_levels)[0]
-    return nearest_codes(state["codebook"]["vectors"], latents)
+    return assign_codes(state["codebook"], latents)
 
 
 def encode_keys(models: Models, state: State, waveform: jax.Array) -> jax.Array:

@@ -1,0 +1,146 @@
+"""Latent actions on music, variant by variant: how dense they are, what they tell, what they control.
+
+    python -m data_pipelines.folder --input FOLDER --output data/tracks --chunk-frames 512 --fit.codebook-size 256 \
+        --held-out.validation .05 --held-out.test .52
+    python benchmarks/music_actions.py --dataset data/tracks --variants mel/1 mel/16 spectra/16 --seeds 3
+
+Every variant is a run of experiments/electronic_small.py with other settings (`VARIANTS`), all with the same batches in
+frames and the same steps. For each action stride one more run is trained without actions, as a *deaf* model of the same
+size: the gain over it is what actions really tell, for a model that was trained with actions may be lost without them.
+Finished runs are kept in --output and not trained again. The table has the measures of docs/meaning.md on the held-out
+tracks: medians over seeds, and of the intervals the widest.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from melodjinn_jax.data.mixture import open_mixture
+from melodjinn_jax.evaluation.bootstrap import estimate, mean_of
+from melodjinn_jax.evaluation.instrument import instrument_of
+from melodjinn_jax.evaluation.music import load_held_out_music
+from melodjinn_jax.training.run import load_run
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMON = {
+    "training.steps": "1400",
+    "training.batch-size": "8",
+    "training.crop-frames": "96",
+    "phases.freeze": "step",
+    "phases.discover-steps": "500",
+    "phases.freeze-deadline": "501",
+    "latent_actions.hears": "codec",
+    # A key for every code, as many as are wanted: music has no clusters to be found and merged.
+    "latent_actions.merge": "none",
+    "latent_actions.collapse-frames": "0",
+    "latent_actions.max-codes": "5",
+    "latent_actions.event-share": ".045",
+    "evaluation.clips": "48",
+    "evaluation.frames": "192",
+    "evaluation.prompt-frames": "64",
+}
+
+
+def lam(features: str, stride: int, kl_weight: float, **more: str) -> dict[str, str]:
+    """Settings of a latent action model."""
+    chosen = {"features": features, "action-stride": str(stride), "kl-weight": str(kl_weight), **more}
+    return {f"latent_actions.{name}": value for name, value in chosen.items()}
+
+
+VARIANTS: dict[str, dict[str, str]] = {
+    "mel/4": lam("mel", 4, 0.003),
+    "spectra/4": lam("spectra", 4, 0.002),
+}
+DEAF = {"dynamics.action-dropout": "1"}
+MEASURES = {
+    "decisions / s": "decisions_per_second",
+    "bits / s": "bits_per_second",
+    "gain over none": "cross_entropy_gain_over_none",
+    "onsets": "control_onsets",
+    "envelope": "control_envelope",
+    "spectrum": "control_spectrum",
+    "recovery": "recovery",
+    "chance": "recovery_chance",
+    "identified": "effect_identification",
+    "F": "effect_f_ratio",
+    "free running": "free_running_distance_ratio",
+}
+
+
+def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> None:
+    """One run, unless it is there."""
+    if (workdir / "eval.json").exists():
+        return
+    command = [sys.executable, "-m", "melodjinn_jax.train", "--config", "experiments/electronic_small.py"]
+    command += ["--workdir", str(workdir), "--data.datasets", dataset, "--seed", str(seed)]
+    command += ["--runtime.progress", "false"]
+    for name, value in (COMMON | settings).items():
+        command += [f"--{name.replace('_', '-')}", value]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if finished.returncode:
+        raise SystemExit(f"{workdir}: {finished.stderr.strip().splitlines()[-1]}")
+
+
+def gain_over_deaf(workdir: Path, deaf: Path, dataset: str) -> Any:
+    """Nats per token on the same held-out clips, with the interval over tracks."""
+    losses = []
+    for path, is_deaf in ((workdir, False), (deaf, True)):
+        run = load_run(path)
+        clips = load_held_out_music(run, open_mixture([dataset]), run.config.evaluation)
+        instrument = instrument_of(run)
+        keys = np.full_like(clips.keys, instrument.null_action) if is_deaf else clips.keys
+        losses.append(instrument.losses(clips.codes, keys)[:, 1:].mean(axis=1))
+    return estimate(mean_of(losses[1] - losses[0]), clips.tracks).to_json()
+
+
+def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The measures of one variant and seed."""
+    settings = VARIANTS[name]
+    stride = settings["latent_actions.action-stride"]
+    workdir = arguments.output / name.replace("/", "_") / str(seed)
+    # The model without actions sees the same blocks, whatever is discovered in them.
+    deaf = arguments.output / f"deaf_{stride}" / str(seed)
+    train(workdir, arguments.dataset, seed, settings)
+    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.003) | DEAF)
+    found = json.loads((workdir / "eval.json").read_text())["meaning"]
+    found["gain over deaf"] = gain_over_deaf(workdir, deaf, arguments.dataset)
+    return found
+
+
+def cell(values: list[Any]) -> str:
+    """Median, and the widest of the intervals."""
+    if any(value is None for value in values):
+        return "-"
+    if isinstance(values[0], float):
+        return f"{statistics.median(values):.2f}"
+    middle = statistics.median(value["value"] for value in values)
+    low, high = min(value["low"] for value in values), max(value["high"] for value in values)
+    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "benchmark" / "music")
+    arguments = parser.parse_args()
+    columns = ["variant", "shares of the keys", "gain over deaf", *MEASURES]
+    print(f"|{'|'.join(columns)}|\n{'|---' * len(columns)}|")
+    for name in arguments.variants:
+        found = [measure(name, seed, arguments) for seed in range(arguments.seeds)]
+        shares = [sorted((round(s["value"], 3) for s in one["key_share"][1:]), reverse=True) for one in found]
+        cells = [name, "; ".join(" ".join(map(str, own)) for own in shares), cell([f["gain over deaf"] for f in found])]
+        cells += [cell([one.get(measure) for one in found]) for measure in MEASURES.values()]
+        print(f"|{'|'.join(cells)}|", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
