@@ -15,6 +15,7 @@ from melodjinn_jax.data.loader import BatchIterator, training_iterator
 from melodjinn_jax.data.mixture import Mixture
 from melodjinn_jax.errors import reports_user_errors
 from melodjinn_jax.evaluate import evaluate_run
+from melodjinn_jax.evaluation.losses import HeldOutLosses
 from melodjinn_jax.experiment import command_line, parse_train_arguments
 from melodjinn_jax.models.action_space import ActionSpace
 from melodjinn_jax.training.checkpoint import CheckpointStore
@@ -36,7 +37,7 @@ from melodjinn_jax.training.run import (
     tune_process,
 )
 from melodjinn_jax.training.speed import SpeedMeter
-from melodjinn_jax.training.state import State, abstract_state
+from melodjinn_jax.training.state import Phase, State, abstract_state
 from melodjinn_jax.training.step import make_train_step
 from melodjinn_jax.training.step_log import StepLog
 from melodjinn_jax.training.stop import StopSignal
@@ -61,6 +62,8 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
         hear=None if data.labels else hearing(config, codec),
         workers=config.runtime.data_workers,
     )
+    measures_held_out = bool(config.data.datasets) and config.runtime.evaluate
+    held_out = HeldOutLosses(models, data, codec) if measures_held_out else None
     train_steps = {}
     with CheckpointStore(workdir.checkpoints, config.runtime.keep_checkpoints) as store, StopSignal() as stop:
         labels = data.action_space if data.labels else None
@@ -78,6 +81,9 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
                 nonlocal saved_step
                 # Lines first, so that a resumed run never lacks one; and nothing that is not finite is ever saved.
                 log.flush(state)
+                if held_out and record.phase is Phase.FROZEN:
+                    with wall_time.losing("evaluation"):
+                        log.held_out(step, held_out.measure(state))
                 with wall_time.losing("checkpoint"):
                     store.save(step, state, batches, checkpoint_metadata(machine, state, record, codec))
                 saved_step = step

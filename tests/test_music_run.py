@@ -126,6 +126,12 @@ def test_a_run_ends_with_what_can_be_measured_and_a_page_that_plays_it(trained, 
         assert FLOOR_DB <= scores["generation_level_db"] < 6
     assert 0 < results["cross_entropy_true_actions"] < 10
     assert results["generation_real_time_factor"] > 0
+    watched = [row for row in map(json.loads, (workdir / "metrics.jsonl").open()) if "held_out" in row]
+    assert [row["step"] for row in watched] == ([8, 9, 12] if name == "lam_run" else [3, 6, 9, 12])
+    assert watched[-1]["held_out"]["true_actions"] < watched[0]["held_out"]["true_actions"]
+    # The last of them is what the evaluation finds: the same clips, the same actions.
+    for actions in ("true_actions", "no_actions"):
+        assert watched[-1]["held_out"][actions] == pytest.approx(results[f"cross_entropy_{actions}"], rel=1e-4)
     page = (workdir / "report.html").read_text()
     sections = set(re.findall(r'<section id="(\w+)"', page))
     assert sections == {"listen", "clip", "training", "meaning", "numbers", "settings", "commands"}

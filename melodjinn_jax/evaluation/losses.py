@@ -1,18 +1,22 @@
-"""The losses of both models on held-out clips, with nothing generated: what runs of a sweep are compared by."""
+"""The losses of both models on held-out clips, with nothing generated: what is watched in training, and what runs of a
+sweep are compared by."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from melodjinn_jax.codecs import Codec
 from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.data.mixture import Mixture
-from melodjinn_jax.evaluation.measures import cross_entropies
-from melodjinn_jax.evaluation.music import load_held_out_music
+from melodjinn_jax.evaluation.measures import clip_losses, cross_entropies
+from melodjinn_jax.evaluation.music import draw_held_out, load_held_out_music
 from melodjinn_jax.models.bottlenecks import finite_scalar_quantize
-from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
+from melodjinn_jax.training.mesh import replicated, share_rows
+from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run, hearing
 from melodjinn_jax.training.state import Models, State
-from melodjinn_jax.training.step import encode_codes, reconstruction_loss, scaled_features
+from melodjinn_jax.training.step import encode_codes, encode_keys, reconstruction_loss, scaled_features
 
 
 def held_out_losses(run: Run, data: Mixture, config: EvaluationConfig) -> dict[str, Any]:
@@ -29,6 +33,35 @@ def held_out_losses(run: Run, data: Mixture, config: EvaluationConfig) -> dict[s
         waveform = run.heard(held_out.waveform.reshape(*held_out.codes.shape[:2], -1), held_out.codes)
         measures["reconstruction"] = float(reconstruction(run.models, networks, waveform))
     return measures
+
+
+class HeldOutLosses:
+    """The dynamics model's losses on the held-out clips of a music run, while it trains."""
+
+    def __init__(self, models: Models, data: Mixture, codec: Codec):
+        config = models.config
+        stride = config.latent_actions.action_stride
+        batch = draw_held_out(data, config.evaluation, stride)
+        hear = hearing(config, codec)
+        self._codes = share_rows(batch["codes"].astype(np.int32))
+        if data.labels:
+            self._given = share_rows(batch["actions"].astype(np.int32))
+        else:
+            self._given = share_rows(batch["waveform"] if hear is None else hear(batch["codes"]))
+
+        def losses(state: State, codes: jax.Array, given: jax.Array) -> dict[str, jax.Array]:
+            keys = given if data.labels else encode_keys(models, state, given)
+            dynamics = models.dynamics(state["dynamics"])
+            actions = {"true_actions": keys, "no_actions": jnp.full_like(keys, models.num_codes)}
+            return {name: clip_losses(dynamics, codes, chosen).mean() for name, chosen in actions.items()}
+
+        self._losses = jax.jit(losses, out_shardings=replicated())
+
+    def measure(self, state: State) -> dict[str, float]:
+        """Nats per token under the clips' own actions and under none."""
+        parts = {name: state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS) if name in state}
+        parts["dynamics"] = state.get("dynamics_ema", state["dynamics"])
+        return {name: float(loss) for name, loss in self._losses(parts, self._codes, self._given).items()}
 
 
 def _dynamics_has_trained(run: Run) -> bool:

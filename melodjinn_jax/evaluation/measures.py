@@ -11,10 +11,17 @@ from melodjinn_jax.codecs import Codec
 from melodjinn_jax.evaluation.descriptors import DECIBELS_PER_NEPER, SILENCE_DB
 from melodjinn_jax.evaluation.onsets import log_mel
 from melodjinn_jax.live.generator import generate
+from melodjinn_jax.models.dynamics import DynamicsModel
 from melodjinn_jax.training.state import Models, State
 
 FULL_SCALE = np.float32(32768)
 FLOOR_DB = -120.0
+
+
+def clip_losses(dynamics: DynamicsModel, codes: jax.Array, actions: jax.Array) -> jax.Array:
+    """Nats [B, F - 1, Q] of the tokens of clips under actions; the first frame, which nothing foretells, is left out."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(dynamics(codes, actions), codes)
+    return losses[:, 1:]
 
 
 def cross_entropies(models: Models, state: State, codes: np.ndarray, keys: np.ndarray) -> dict[str, float]:
@@ -29,9 +36,7 @@ def cross_entropies(models: Models, state: State, codes: np.ndarray, keys: np.nd
 
     @jax.jit
     def cross_entropy(params, codes, actions):
-        logits = models.dynamics(params)(codes, actions)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, codes)
-        return losses[:, 1:].mean()
+        return clip_losses(models.dynamics(params), codes, actions).mean()
 
     rng = np.random.default_rng(0)
     variants = {

@@ -40,18 +40,7 @@ class HeldOutMusic(Clips):
 
 def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> HeldOutMusic:
     """Random clips of the held-out split, the same ones every time, every track with its share of them."""
-    batch = _draw_evenly(
-        training_iterator(
-            data,
-            split=config.split,
-            batch_size=config.clips,
-            crop_frames=config.frames,
-            seed=0,
-            stride=run.action_space.stride,
-            fields=("waveform", "codes", "id"),
-        ),
-        config.clips,
-    )
+    batch = draw_held_out(data, config, run.action_space.stride)
     if data.labels:
         keys = codes = batch["actions"]
     else:
@@ -65,6 +54,20 @@ def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> He
     tracks = np.unique(_track_names(batch["id"]), return_inverse=True)[1]
     num_actions = len(np.unique(codes))
     return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32), tracks, num_actions)
+
+
+def draw_held_out(data: Mixture, config: EvaluationConfig, stride: int) -> dict[str, np.ndarray]:
+    """The clips, as batches of training are, with the `id` of each."""
+    draw = training_iterator(
+        data,
+        split=config.split,
+        batch_size=config.clips,
+        crop_frames=config.frames,
+        seed=0,
+        stride=stride,
+        fields=("waveform", "codes", "id"),
+    )
+    return _draw_evenly(draw, config.clips)
 
 
 def _draw_evenly(draw: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:

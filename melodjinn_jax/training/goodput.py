@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOSSES = ("start", "compile", "data", "looks", "checkpoint")
+LOSSES = ("start", "compile", "data", "looks", "checkpoint", "evaluation")
 """start: from the start of the process to its first step; compile: the first call of each phase's step; data: waiting
 for batches; looks: at the probe set; checkpoint: until a save goes on in the background."""
 

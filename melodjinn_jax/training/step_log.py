@@ -58,6 +58,10 @@ class StepLog:
             reason = f" ({record.freeze_reason}, agreement {last.agreement:.2f})" if record.freeze_reason else ""
             self._progress.message(f"step {step}: {record.phase}{reason}; {last.codes} codes in use, {last.keys} keys")
 
+    def held_out(self, step: int, losses: dict[str, float]) -> None:
+        """Write the held-out losses after `step` steps."""
+        self._metrics.write(step, {"held_out": losses})
+
     def flush(self, state: State | None = None) -> None:
         """Fetch and write what is pending, and with `state`, make sure that it is good.
 

@@ -16,7 +16,8 @@ def training(files: RunFiles) -> Html:
     phases = phase_spans(files.metrics)
     if not phases:
         return NOTHING
-    steps = [row for row in files.metrics if "look" not in row and "reason" not in row]
+    steps = [row for row in files.metrics if not {"look", "reason", "held_out"} & row.keys()]
+    held_out = [{"step": row["step"], **row["held_out"]} for row in files.metrics if "held_out" in row]
     looks = [{"step": row["step"], **row["look"]} for row in files.metrics if "look" in row]
     bar = files.config.phases.min_agreement
     panels: list[tuple[str, str, list[tuple[int, float]], dict[str, Any]]] = [
@@ -27,6 +28,7 @@ def training(files: RunFiles) -> Html:
         ("Agreement", f"worst key, look by look; stable from {bar:g}", _series(looks[1:], "agreement"),
          {"top": 1.0, "threshold": bar}),
         ("Cross entropy", "dynamics model, nats per token, masked", _series(steps, "cross_entropy"), {}),
+        ("Held out", "the same on held-out clips, unmasked", _series(held_out, "true_actions"), {}),
         ("Speed", "frames trained per second", _series(steps, "frames_per_second"), {}),
     ]  # fmt: skip
     charts = [_panel(title, note, points, phases, options) for title, note, points, options in panels if points]
