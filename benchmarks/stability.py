@@ -85,7 +85,7 @@ def show_agreement(witnesses: list[Witness]) -> None:
 
 def show_run(run: Run, clips: Clips, minutes: float) -> None:
     """One row: density, leakage, and a long generation."""
-    instrument = instrument_of(run)
+    instrument = instrument_of(run, run.config.evaluation.strength)
     config = run.config.evaluation
     measures = {
         **density(instrument, clips.keys, clips.tracks),
@@ -115,11 +115,13 @@ def main() -> None:
             raise UserError(f"{run.workdir.path} found no key beside NOOP: leave it out")
         own = held_out_clips(run, run.open_data(), run.config.evaluation)
         shared = shared or own
-        instrument = instrument_of(run)
+        instrument = instrument_of(run, run.config.evaluation.strength)
         effects = measure_effects(
             instrument, own, run.config.evaluation.prompt_frames, run.config.evaluation.temperature
         )
-        witnesses.append(Witness(run, instrument.listen_to(shared.waveform, shared.codes), effects.vectors().mean(axis=1)))
+        witnesses.append(
+            Witness(run, instrument.listen_to(shared.waveform, shared.codes), effects.vectors().mean(axis=1))
+        )
         owned.append(own)
     if len(witnesses) > 1:
         show_agreement(witnesses)

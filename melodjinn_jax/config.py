@@ -116,7 +116,7 @@ class LatentActionConfig:
     gradient: Literal["reconstruction", "dynamics"] = "reconstruction"
     """What trains the LAM: its own decoder's reconstruction, or (decoder-free) the dynamics model's cross entropy."""
     merge: Literal["effect", "none"] = "effect"
-    """How codes become keys: merged by what they do, which is made for hits; or each code is a key, the commonest NOOP."""
+    """How codes become keys: merged by what they do, as hits want it, or each is a key, the commonest NOOP."""
     merge_error: float = 0.07
     """A code joins the key whose sound leaves less than this share of the code's own effect unexplained."""
     noop_threshold: float = 0.2
@@ -231,6 +231,8 @@ class EvaluationConfig:
     """Presses of each key in the all-keys test; only of the drum world."""
     temperature: float = 0.5
     """Temperature of the measures under `sampled`; the others are greedy."""
+    strength: float = 1.0
+    """Strength of the actions in what is played for the measures under `meaning`: 1 is as they were trained."""
     generate: bool = True
     """Generate, and measure what is heard; false: only the losses on held-out clips, which is soon done."""
 

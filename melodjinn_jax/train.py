@@ -29,8 +29,8 @@ from melodjinn_jax.training.profile import StepProfile
 from melodjinn_jax.training.run import (
     Machine,
     checkpoint_metadata,
-    initial_parameters,
     hearing,
+    initial_parameters,
     make_machine,
     make_models,
     prepare_data,

@@ -280,7 +280,7 @@ def _evaluation(config: Config) -> Checks:
         "train longer, or set evaluation.generate or runtime.evaluate false",
     )
     yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
-    yield from _at_least(evaluation, "evaluation", 0, "temperature")
+    yield from _at_least(evaluation, "evaluation", 0, "temperature", "strength")
     no_drums = config.data.datasets or not evaluation.generate
     yield from (_evaluation_of_music if no_drums else _evaluation_of_drums)(config)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from melodjinn_jax.config import DynamicsConfig, LatentActionConfig
 from melodjinn_jax.live.generator import generate, sample
-from melodjinn_jax.models.dynamics import align_actions
+from melodjinn_jax.models.dynamics import align_actions, strengthen
 from melodjinn_jax.training.state import Models
 from melodjinn_jax.training.step import dynamics_loss, precedes_event, splice
 
@@ -183,3 +183,16 @@ def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs, layout):
         for _ in range(2)
     ]
     assert losses[0] == losses[1]
+
+
+@given(st.floats(0, 4))
+@settings(max_examples=10, deadline=None)
+def test_strengthened_parameters_embed_every_action_with_that_strength(strength):
+    models = make()
+    params = models.init_dynamics(jax.random.key(0))
+    model, stronger = models.dynamics(params), models.dynamics(strengthen(params, models.num_codes, strength))
+    actions = jnp.arange(models.num_codes + 1)
+    expected = model.action_embedding(actions, jnp.full(len(actions), strength))
+    np.testing.assert_allclose(stronger.embed_action(actions), expected, atol=1e-5)
+    same = strengthen(params, models.num_codes, 1.0)["embed_action"]["embedding"]
+    np.testing.assert_array_equal(same, params["embed_action"]["embedding"])

@@ -146,7 +146,9 @@ def test_kinds_of_events_are_those_that_lie_apart(rng):
     moved = update_codebook(codebook, jnp.asarray(latents, jnp.float32), jnp.asarray(codes), 0.9)
     assert float(moved["radius"]) == float(codebook["radius"])
     vectors = np.asarray(codebook["vectors"])
-    assert digest_codebook(vectors, np.float32(1)) != digest_codebook(vectors, np.float32(2)) != digest_codebook(vectors)
+    assert (
+        digest_codebook(vectors, np.float32(1)) != digest_codebook(vectors, np.float32(2)) != digest_codebook(vectors)
+    )
 
 
 def test_without_merging_every_code_is_a_key_and_the_commonest_is_noop(rng):
@@ -154,7 +156,8 @@ def test_without_merging_every_code_is_a_key_and_the_commonest_is_noop(rng):
     config = LatentActionConfig(merge="none")
     effects = measure_effects(rng.random((8, 41, 31)), 1)
     keys = merge_codes(codes, effects, 5, 0, config)
-    assert keys[2] == 0 and keys[4] == 1
+    assert keys[2] == 0
+    assert keys[4] == 1
     assert sorted(keys[[0, 3]]) == [2, 3]
     assert keys[1] == 0  # never used
 

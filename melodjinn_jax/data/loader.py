@@ -137,7 +137,8 @@ def training_iterator(
     Of labelled data also actions uint16 `[B, F / stride - 1]`; `fields` may name `id`, str `[B]`, too. `batch_size` is
     the global one, of which this host reads the parts that `share` names: those of all hosts, put in order, are the
     batch of a single host. Each DATASET has its share of every stretch of rows, and is shuffled and cropped anew in
-    every epoch of its own. With `hear` the waveform is made from the codes and none is read. Raises `UserError` naming the fields if no such batch can be made.
+    every epoch of its own. With `hear` the waveform is made from the codes and none is read. Raises `UserError` naming
+    the fields if no such batch can be made.
     """
     if hear is not None:
         fields = tuple(name for name in fields if name != "waveform")

@@ -100,7 +100,7 @@ def make_atlas(run: Run, data: Mixture, config: EvaluationConfig) -> Atlas:
         raise UserError(f"--workdir {run.workdir.path} found no key beside NOOP: there is nothing to show")
     heard = listen_to_training(run, data)
     clips = held_out_clips(run, data, config)
-    instrument = instrument_of(run)
+    instrument = instrument_of(run, config.strength)
     frames = _blocks(run, AFTER_SECONDS) * run.action_space.stride
     effects = measure_effects(instrument, clips, config.prompt_frames, config.temperature, frames)
     length = min(len(keys) for keys in heard.keys)

@@ -12,6 +12,7 @@ import optax
 from melodjinn_jax.codecs import Codec
 from melodjinn_jax.data.audio import to_int16
 from melodjinn_jax.live.generator import generate, sample
+from melodjinn_jax.models.dynamics import strengthen
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
 from melodjinn_jax.training.state import Models, State
 from melodjinn_jax.training.step import encode_keys
@@ -67,8 +68,9 @@ def _play_along(models, params, codes, keys, key, temperature):
 class TrainedInstrument:
     """The models of a run."""
 
-    def __init__(self, models: Models, state: State, codec: Codec, num_keys: int):
+    def __init__(self, models: Models, state: State, codec: Codec, num_keys: int, strength: float = 1.0):
         self._models, self._state, self._codec = models, state, codec
+        self._played = strengthen(state["dynamics"], models.num_codes, strength)
         self.num_keys, self.null_action = num_keys, models.num_codes
         self.stride = models.config.latent_actions.action_stride
         self.sample_rate, self.hop_length = codec.sample_rate, codec.hop_length
@@ -83,7 +85,7 @@ class TrainedInstrument:
         self, codes: np.ndarray, prompt_frames: int, keys: np.ndarray, temperature: float, seed: int = 0
     ) -> np.ndarray:
         """See `Instrument`."""
-        params = self._state["dynamics"]
+        params = self._played
 
         def play(first: int, codes: np.ndarray, keys: np.ndarray) -> np.ndarray:
             # Another seed for each piece of the batch, or all would draw the same numbers.
@@ -94,7 +96,7 @@ class TrainedInstrument:
 
     def play_along(self, codes: np.ndarray, keys: np.ndarray, temperature: float) -> np.ndarray:
         """See `Instrument`."""
-        params = self._state["dynamics"]
+        params = self._played
 
         def play(first: int, codes: np.ndarray, keys: np.ndarray) -> jax.Array:
             return _play_along(self._models, params, codes, keys, jax.random.key(first), jnp.float32(temperature))
@@ -118,9 +120,9 @@ class TrainedInstrument:
         return self.listen(self.decode(codes) if hears_codec else recording)
 
 
-def instrument_of(run: Run) -> TrainedInstrument:
-    """The models of a loaded run."""
-    return TrainedInstrument(run.models, run.state, run.codec, run.action_space.num_keys)
+def instrument_of(run: Run, strength: float = 1.0) -> TrainedInstrument:
+    """The models of a loaded run, which plays actions with this strength."""
+    return TrainedInstrument(run.models, run.state, run.codec, run.action_space.num_keys, strength)
 
 
 def _in_rows(function: Callable, *arrays: np.ndarray) -> np.ndarray:

@@ -41,7 +41,8 @@ class HeldOutLosses:
     def __init__(self, models: Models, data: Mixture, codec: Codec):
         config = models.config
         stride = config.latent_actions.action_stride
-        batch = draw_held_out(data, config.evaluation, stride)
+        needed = ("codes", "id") if data.labels else ("waveform", "codes", "id")
+        batch = draw_held_out(data, config.evaluation, stride, needed)
         hear = hearing(config, codec)
         self._codes = share_rows(batch["codes"].astype(np.int32))
         if data.labels:

@@ -19,7 +19,7 @@ FLOOR_DB = -120.0
 
 
 def clip_losses(dynamics: DynamicsModel, codes: jax.Array, actions: jax.Array) -> jax.Array:
-    """Nats [B, F - 1, Q] of the tokens of clips under actions; the first frame, which nothing foretells, is left out."""
+    """Nats [B, F - 1, Q] of the tokens of clips under actions; the first frame is left out, as none foretells it."""
     losses = optax.softmax_cross_entropy_with_integer_labels(dynamics(codes, actions), codes)
     return losses[:, 1:]
 

@@ -40,7 +40,7 @@ class HeldOutMusic(Clips):
 
 def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> HeldOutMusic:
     """Random clips of the held-out split, the same ones every time, every track with its share of them."""
-    batch = draw_held_out(data, config, run.action_space.stride)
+    batch = draw_held_out(data, config, run.action_space.stride, ("waveform", "codes", "id"))
     if data.labels:
         keys = codes = batch["actions"]
     else:
@@ -56,8 +56,10 @@ def load_held_out_music(run: Run, data: Mixture, config: EvaluationConfig) -> He
     return HeldOutMusic(sound, batch["codes"].astype(np.int32), keys.astype(np.int32), tracks, num_actions)
 
 
-def draw_held_out(data: Mixture, config: EvaluationConfig, stride: int) -> dict[str, np.ndarray]:
-    """The clips, as batches of training are, with the `id` of each."""
+def draw_held_out(
+    data: Mixture, config: EvaluationConfig, stride: int, fields: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """The clips, as batches of training are; `fields` has `id` among them."""
     draw = training_iterator(
         data,
         split=config.split,
@@ -65,7 +67,7 @@ def draw_held_out(data: Mixture, config: EvaluationConfig, stride: int) -> dict[
         crop_frames=config.frames,
         seed=0,
         stride=stride,
-        fields=("waveform", "codes", "id"),
+        fields=fields,
     )
     return _draw_evenly(draw, config.clips)
 
@@ -108,7 +110,7 @@ def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -
     sampled, example = _generate_and_measure(run, held_out, config, config.temperature)
     measures |= greedy
     measures["sampled"] = {"temperature": config.temperature, **sampled}
-    instrument = instrument_of(run)
+    instrument = instrument_of(run, config.strength)
     measures["meaning"], _ = measure_meaning(instrument, held_out, config.prompt_frames, config.temperature)
     measures["generation_real_time_factor"] = real_time_factor(run.models, run.state, run.codec)
     return measures, example

@@ -97,7 +97,7 @@ class Evaluator:
         B = len(keys)
         sound = held_out.waveform.reshape(B, -1) / FULL_SCALE
         clips = Clips(sound, held_out.codes.astype(np.int32), keys, np.arange(B))
-        instrument = TrainedInstrument(self.models, self.state, self.codec, self.num_keys)
+        instrument = TrainedInstrument(self.models, self.state, self.codec, self.num_keys, self.config.strength)
         return measure_meaning(instrument, clips, self.config.prompt_frames, self.config.temperature)[0]
 
     def _networks(self) -> State:

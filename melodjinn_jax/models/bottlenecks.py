@@ -56,7 +56,7 @@ def nearest_codes(vectors: jax.Array, latents: jax.Array) -> jax.Array:
 
 
 def assign_codes(codebook: Codebook, latents: jax.Array) -> jax.Array:
-    """Codes int32 [...] of latents [..., Z]: the nearest entry; NOOP for a latent within the radius, if there is one."""
+    """Codes int32 [...] of latents [..., Z]: the nearest entry; NOOP within the radius, if there is one."""
     if "radius" not in codebook:
         return nearest_codes(codebook["vectors"], latents)
     # Entry 0 is NOOP's.

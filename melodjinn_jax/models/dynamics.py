@@ -232,6 +232,13 @@ class DepthDynamics(DynamicsModel):
         return DynamicsState(cache, codes, state.position + 1), codes
 
 
+def strengthen(params: Any, null_action: int, strength: float) -> Any:
+    """Parameters under which every action is as `DynamicsModel.action_embedding` gives it with that strength."""
+    table = params["embed_action"]["embedding"]
+    null = table[null_action]
+    return {**params, "embed_action": {"embedding": table + (strength - 1) * (table - null)}}
+
+
 def _embedding(dim: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Callable[[int], nnx.Embed]:
     init = nnx.initializers.normal(0.3)
     return functools.partial(nnx.Embed, features=dim, dtype=dtype, embedding_init=init, rngs=rngs)

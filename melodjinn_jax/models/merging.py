@@ -204,7 +204,7 @@ def merge_codes(
 
 
 def _each_its_own(codes: np.ndarray, num_codes: int) -> np.ndarray:
-    """A key for every code in use, the commonest first: int [num_codes]. That one is NOOP: nothing out of the ordinary."""
+    """A key for every code in use, the commonest first: int [num_codes]. That one is NOOP."""
     counts = np.bincount(codes.ravel(), minlength=num_codes)
     key_of_code = np.zeros(num_codes, np.int64)
     for key, code in enumerate(np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]):
