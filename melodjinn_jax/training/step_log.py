@@ -60,7 +60,7 @@ class StepLog:
 
     def held_out(self, step: int, losses: dict[str, float]) -> None:
         """Write the held-out losses after `step` steps."""
-        self._metrics.write(step, {"held_out": losses})
+        self._metrics.write(step, {"phase": str(Phase.FROZEN), "held_out": losses})
 
     def flush(self, state: State | None = None) -> None:
         """Fetch and write what is pending, and with `state`, make sure that it is good.
