@@ -7,9 +7,8 @@ Any other place of the DATASET: `--data.datasets PATH`. Half an hour of music is
 three artists (folders) or more, so that some can be held out. The report plays a held-out clip, what the model makes of
 its actions, and every key pressed.
 
-Measured on ../shared/data/music (19 minutes to train on): the DATASET takes 35 CPU seconds, training with evaluation
-and report 9 CPU minutes. It finds 3 keys, which steer the onsets of held-out music (delta control .50, the codec's
-ceiling being .68) at 5 decisions a second; docs/training_on_music.md has all numbers.
+It finds four keys, each a kind of event. docs/training_on_music.md has what was measured on ../shared/data/music, and
+docs/research/music_actions.md what was tried on the way, on more held-out tracks.
 """
 
 from melodjinn_jax.config import (
