@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: tiny models and data, so that each test takes seconds."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -17,6 +18,11 @@ from melodjinn_jax.config import (
     TrainingConfig,
 )
 from melodjinn_jax.training.state import CodecShape, Models
+
+# Tests are for the CPU, here and in the commands that they start; where the TPU compiler is installed, JAX would look for
+# a TPU and say so on standard error.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
 # A shared machine may stall any example; what a test states must not depend on the clock.
 settings.register_profile("unhurried", deadline=None)
