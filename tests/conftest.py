@@ -19,8 +19,8 @@ from melodjinn_jax.config import (
 )
 from melodjinn_jax.training.state import CodecShape, Models
 
-# Tests are for the CPU, here and in the commands that they start; where the TPU compiler is installed, JAX would look for
-# a TPU and say so on standard error.
+# Tests are for the CPU, here and in the commands that they start: where the TPU compiler is installed, JAX would look
+# for a TPU and say so on standard error.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
 
