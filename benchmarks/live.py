@@ -29,7 +29,7 @@ import numpy as np
 from melodjinn_jax.live import protocol
 from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.live.session import Sampling
-from melodjinn_jax.live.stream import NextFrame, StreamingGenerator
+from melodjinn_jax.live.stream import NextFrame, StreamingGenerator, dispatch_in_place
 from melodjinn_jax.training.run import load_run, tune_process
 
 WORDS = ("press", "release", "played", "rewind", "wav", "save", "settings", "tempo", "tap", "follow", "buffer", "play")
@@ -52,6 +52,7 @@ def time_streams(streamer: StreamingGenerator, codes: np.ndarray, frames: int) -
 
 
 def measure_speed(workdir: str, slots: list[int], frames: int) -> None:
+    dispatch_in_place()
     run = load_run(workdir)
     tune_process(run.config.runtime.compile_cache)
     codes = make_prompt(run, "").codes

@@ -265,6 +265,9 @@ class RuntimeConfig:
     """Folder of compiled programs, shared by all runs; empty: none."""
     data_workers: int = 0
     """Processes that read the data; 0 reads in the training process."""
+    steps_per_dispatch: int = 1
+    """Optimiser steps that the device takes before it asks the host again: more than one pays where the model is so
+    small that its steps wait for the host. Divides whatever is counted in steps."""
     accumulate: int = 1
     """Parts of a batch that the dynamics model goes through one after the other, to save memory."""
     remat: Literal["none", "dots", "full"] = "none"

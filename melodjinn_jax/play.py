@@ -14,7 +14,7 @@ from melodjinn_jax.live.mock import MOCK_KEY_NAMES, MockStreamer, mock_prompt
 from melodjinn_jax.live.prompt import make_prompt
 from melodjinn_jax.live.session import Sampling
 from melodjinn_jax.live.stage import Stage
-from melodjinn_jax.live.stream import StreamingGenerator
+from melodjinn_jax.live.stream import StreamingGenerator, dispatch_in_place
 from melodjinn_jax.training.run import load_run, tune_process
 
 
@@ -72,6 +72,7 @@ def make_stage(arguments: PlayArguments) -> Stage:
     sampling = Sampling(arguments.seed, arguments.temperature, arguments.top_k, arguments.strength)
     if arguments.mock:
         return Stage(MockStreamer(arguments.listeners), mock_prompt(), sampling, MOCK_KEY_NAMES, holds=False)
+    dispatch_in_place()
     run = load_run(arguments.workdir)
     tune_process(run.config.runtime.compile_cache)
     prompt = make_prompt(run, arguments.prompt)

@@ -22,7 +22,7 @@ from melodjinn_jax.training.checkpoint import CheckpointStore
 from melodjinn_jax.training.goodput import WallTime
 from melodjinn_jax.training.hosts import is_primary, join_hosts, leave_together, primary_first
 from melodjinn_jax.training.labelled import require_same_actions
-from melodjinn_jax.training.mesh import host_share, open_mesh, place_batch
+from melodjinn_jax.training.mesh import host_share, open_mesh, place_batches
 from melodjinn_jax.training.metrics import MetricsWriter, Progress
 from melodjinn_jax.training.phases import PhaseRecord
 from melodjinn_jax.training.profile import StepProfile
@@ -88,20 +88,21 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
                     store.save(step, state, batches, checkpoint_metadata(machine, state, record, codec))
                 saved_step = step
 
-            while step < config.training.steps and not stop.requested(step):
-                is_new = record.phase not in train_steps
+            while step < config.training.steps and not stop.requested():
+                size = steps_together(config, step)
+                is_new = (record.phase, size) not in train_steps
                 if is_new:
-                    train_steps[record.phase] = make_train_step(models, record.phase)
+                    train_steps[record.phase, size] = make_train_step(models, record.phase, size)
                 with wall_time.losing("data"):
-                    rows = next(batches)
-                    batch = place_batch(rows, mesh, share)
-                profile.before(step + 1)
+                    rows = [next(batches) for _ in range(size)]
+                    batch = place_batches(rows, mesh, share)
+                profile.before(step + 1, step + size)
                 # The first call of a step compiles it. No step may move anything between host and device by itself.
                 with wall_time.losing("compile") if is_new else nullcontext(), jax.transfer_guard("disallow"):
-                    state, values = train_steps[record.phase](state, batch)
-                step += 1
+                    state, values = train_steps[record.phase, size](state, batch)
+                step += size
                 profile.after(step, state)
-                log.step(step, record.phase, values, rows)
+                log.step(step, record.phase, values, rows[-1])
                 # The machine looks at the state of steps that are done: before the save, so that a resumed run
                 # finds itself after the switch and not before it.
                 before = record
@@ -119,6 +120,12 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
     if stop.exit_status and is_primary():
         print(f"stopped at step {step}; the same command resumes", file=sys.stderr)
     return stop.exit_status
+
+
+def steps_together(config: Config, step: int) -> int:
+    """Steps of the next dispatch: those asked for, but one by one until they end where `validation` has them end."""
+    wanted = config.runtime.steps_per_dispatch
+    return 1 if step % wanted else wanted
 
 
 def restore_or_start(

@@ -225,7 +225,24 @@ def _training(config: Config) -> Checks:
         bool(steps) and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]),
         f"runtime.profile_steps is {steps}: give the first step to profile, from 1, and the last",
     )
+    yield from _dispatches(config)
     yield from _mesh(config)
+
+
+def _dispatches(config: Config) -> Checks:
+    """Whatever is to happen at a certain step can happen between two dispatches only."""
+    runtime, phases = config.runtime, config.phases
+    yield from _at_least(runtime, "runtime", 1, "steps_per_dispatch")
+    counts = {"training.steps": config.training.steps}
+    counts |= {f"runtime.{name}": getattr(runtime, name) for name in ("log_every", "save_every")}
+    if not config.data.actions:
+        names = ("discover_steps", "check_every", *(["freeze_deadline"] if phases.freeze != "never" else []))
+        counts |= {f"phases.{name}": getattr(phases, name) for name in names}
+    for name, count in counts.items():
+        yield (
+            count % max(1, runtime.steps_per_dispatch) > 0,
+            f"runtime.steps_per_dispatch is {runtime.steps_per_dispatch}: it must divide {name}, {count}",
+        )
 
 
 def _mesh(config: Config) -> Checks:

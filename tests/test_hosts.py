@@ -1,4 +1,7 @@
-"""Two real processes, one device each: they find each other, read their own rows, stop at one step and go on alike."""
+"""Two real processes, one device each: they find each other, read their own rows, stop at one step and go on alike.
+
+They take two steps per dispatch, so that a stop must fall between two dispatches of both.
+"""
 
 import json
 import os
@@ -32,7 +35,9 @@ def get_config():
     return tiny_config(
         codec=CodecConfig(codebook_size=16, steps=4),
         training=TrainingConfig(steps={steps}, batch_size=4, crop_frames=24),
-        runtime=RuntimeConfig(log_every=1, save_every=50, compile_cache={cache!r}, evaluate=False),
+        runtime=RuntimeConfig(
+            log_every=2, save_every=50, steps_per_dispatch=2, compile_cache={cache!r}, evaluate=False
+        ),
     )
 """
 
@@ -107,13 +112,14 @@ def preempted(experiment, uninterrupted, tmp_path_factory) -> Path:
     processes = start(experiment, workdir, 2)
     metrics = workdir / "metrics.jsonl"
     while all(process.poll() is None for process in processes):
-        if metrics.exists() and '"step": 9,' in metrics.read_text():
+        if metrics.exists() and '"step": 10,' in metrics.read_text():
             processes[1].send_signal(signal.SIGTERM)
             break
         time.sleep(0.001)
     said = finish(processes, 128 + signal.SIGTERM)
     stopped = checkpoints(workdir)[-1]
-    assert 9 <= stopped < STEPS
+    assert 10 <= stopped < STEPS
+    assert stopped % 2 == 0
     assert f"stopped at step {stopped}; the same command resumes" in said[0]
     return workdir
 

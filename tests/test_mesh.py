@@ -17,8 +17,17 @@ from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from melodjinn_jax.config import Config, DynamicsConfig, LatentActionConfig, MeshConfig, RuntimeConfig, TrainingConfig
+from melodjinn_jax.data.loader import ALL_ROWS
 from melodjinn_jax.errors import UserError
-from melodjinn_jax.training.mesh import AXES, MeshShape, choose_shape, parameter_spec, state_shardings
+from melodjinn_jax.training.mesh import (
+    AXES,
+    MeshShape,
+    _place_rows,
+    choose_shape,
+    parameter_spec,
+    place_batches,
+    state_shardings,
+)
 from melodjinn_jax.training.state import abstract_state
 from melodjinn_jax.validation import check_config
 
@@ -140,6 +149,17 @@ def test_matrices_lie_as_the_rules_say_and_embeddings_whole():
 def test_a_parameter_that_the_table_does_not_know_is_refused():
     with pytest.raises(ValueError, match="mystery/kernel"):
         parameter_spec("transformer/mystery/kernel", 2, MESH)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_batches_are_placed_in_their_order_whoever_places_them(count, rng):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1, 1), AXES)
+    batches = [{"codes": rng.integers(0, 9, (4, 6, 2))} for _ in range(count)]
+    placed = place_batches(batches, mesh, ALL_ROWS)["codes"]
+    rows = np.stack([batch["codes"] for batch in batches]) if count > 1 else batches[0]["codes"]
+    np.testing.assert_array_equal(placed, rows)
+    # What a process of several does with its share of the rows.
+    np.testing.assert_array_equal(_place_rows(rows, placed.sharding, ALL_ROWS), rows)
 
 
 # Training on them

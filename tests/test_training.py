@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,26 @@ def test_each_regime_goes_through_its_phases_and_compiles_each_step_once(regime,
     assert (Phase.DISCOVER in seen) == (models.config.phases.discover_steps > 0)
     assert "lam_opt" not in state
     assert int(state["first_bad_step"]) == -1
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_steps_of_one_dispatch_are_the_steps_of_many(phase, rng):
+    models = tiny_models()
+    machine = PhaseMachine(models, random_waveform(rng, 8, 48))
+    state, record = machine.start({}, False)
+    for step, before in ((4, Phase.DISCOVER), (8, Phase.QUANTISE)):
+        if record.phase is not phase:
+            state, record = machine.advance({**state, "step": jnp.asarray(step, jnp.int32)}, record, step)
+            assert record.phase is not before
+    batches = [batch_of(rng, models) for _ in range(3)]
+    alone = jax.tree.map(jnp.copy, state)
+    train_step, train_steps = make_train_step(models, phase), make_train_step(models, phase, 3)
+    for batch in batches:
+        alone, of_last = train_step(alone, batch)
+    together, metrics = train_steps(state, {name: np.stack([batch[name] for batch in batches]) for name in batches[0]})
+    assert int(together["step"]) == int(alone["step"])
+    for one, other in zip(jax.tree.leaves((alone, of_last)), jax.tree.leaves((together, metrics)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
 def test_frozen_means_frozen(rng):
@@ -248,6 +269,27 @@ def test_a_run_killed_three_times_is_bit_identical_to_one_that_was_not(experimen
     assert done.returncode == 0, done.stderr
     assert lines(workdir) == lines(uninterrupted)
     assert leaf_digests(workdir) == leaf_digests(uninterrupted)
+
+
+def test_a_run_goes_on_with_more_steps_per_dispatch_from_any_step(experiment, uninterrupted, tmp_path):
+    workdir = tmp_path / "grouped"
+    shutil.copytree(uninterrupted, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "12")
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())[-1] == "9"
+    done = train(
+        experiment,
+        workdir,
+        *("--runtime.steps-per-dispatch", "2", "--runtime.log-every", "2"),
+        "--runtime.save-every",
+        "2",
+    )
+    assert done.returncode == 0, done.stderr
+    of_step = {row["step"]: row for row in lines(uninterrupted) if "batch_crc" in row}
+    new = [row for row in lines(workdir) if "batch_crc" in row and row["step"] > 9]
+    assert [row["step"] for row in new] == [10, 12]
+    for row in new:
+        assert row["batch_crc"] == of_step[row["step"]]["batch_crc"]
+        np.testing.assert_allclose(row["cross_entropy"], of_step[row["step"]]["cross_entropy"], rtol=1e-4)
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(experiment, uninterrupted):

@@ -303,10 +303,10 @@ def test_progress_is_a_bar_on_a_terminal():
 def test_first_signal_only_asks_to_stop_and_handlers_come_back(number, status):
     previous = signal.getsignal(number)
     with StopSignal() as stop:
-        assert not stop.requested(1)
+        assert not stop.requested()
         assert stop.exit_status == 0
         signal.raise_signal(number)
-        assert stop.requested(1)
+        assert stop.requested()
         signal.raise_signal(signal.SIGTERM)  # a scheduler may repeat itself
         assert stop.exit_status == status
     assert signal.getsignal(number) is previous

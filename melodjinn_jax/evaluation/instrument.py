@@ -62,7 +62,8 @@ def _losses(models, params, codes, keys):
 @functools.partial(jax.jit, static_argnames="models")
 def _play_along(models, params, codes, keys, key, temperature):
     logits = models.dynamics(params)(codes, keys)
-    return sample(logits.reshape(-1, logits.shape[-1]), key, temperature, 0).reshape(codes.shape)
+    logits = logits.reshape(-1, logits.shape[-1])
+    return sample(logits, jax.random.gumbel(key, logits.shape), temperature, 0).reshape(codes.shape)
 
 
 class TrainedInstrument:

@@ -12,10 +12,14 @@ from melodjinn_jax.models.transformer import Block
 from melodjinn_jax.training.state import Models
 
 
-def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int | jax.Array) -> jax.Array:
+def sample(logits: jax.Array, noise: jax.Array, temperature: jax.Array, top_k: int | jax.Array) -> jax.Array:
     """Tokens int32 [B] from logits [B, K]: greedy at temperature 0, else from the `top_k` likeliest (0: from all).
 
-    A `top_k` known at compile time costs less than one that is an array, int32 [].
+    Args:
+      logits: [B, K].
+      noise: Gumbel numbers [B, K]; the token is where logits over temperature plus noise are greatest.
+      temperature: float32 [].
+      top_k: known at compile time it costs less than as an array, int32 [].
     """
     greedy = jnp.argmax(logits, axis=-1)
     size = logits.shape[-1]
@@ -26,8 +30,14 @@ def sample(logits: jax.Array, key: jax.Array, temperature: jax.Array, top_k: int
     elif top_k:
         floor = jax.lax.top_k(logits, min(top_k, size))[0][..., -1:]
         logits = jnp.where(logits < floor, -jnp.inf, logits)
-    drawn = jax.random.categorical(key, logits / jnp.maximum(temperature, 1e-6))
+    drawn = jnp.argmax(logits / jnp.maximum(temperature, 1e-6) + noise, axis=-1)
     return jnp.where(temperature > 0, drawn, greedy).astype(jnp.int32)
+
+
+def frame_noise(key: jax.Array, frame: jax.Array, num_codebooks: int, shape: tuple[int, ...]) -> jax.Array:
+    """The Gumbel numbers [Q, *shape] with which a stream samples a frame."""
+    keys = jax.random.split(jax.random.fold_in(key, frame), num_codebooks)
+    return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
 
 
 def play_frame(
@@ -37,21 +47,21 @@ def play_frame(
     action_B: jax.Array,
     given_BQ: jax.Array,
     is_given_B: jax.Array,
-    key: jax.Array,
+    noise_QBK: jax.Array,
     temperature: jax.Array,
     top_k: int | jax.Array,
 ) -> tuple[DynamicsState, jax.Array]:
     """One frame: every codebook in turn, sampled, or taken from `given_BQ` where `is_given_B`.
 
-    `action_B` governs the frame: int32, or embeddings [B, D] as `DynamicsModel.action_embedding` gives them.
+    `action_B` governs the frame: int32, or embeddings [B, D] as `DynamicsModel.action_embedding` gives them. The noise
+    is that of `frame_noise`.
 
     Returns:
       the stream's new state and the frame's codes int32 [B, Q].
     """
-    keys = jax.random.split(key, model.num_codebooks)
 
     def choose(logits: jax.Array, codebook: int) -> jax.Array:
-        return jnp.where(is_given_B, given_BQ[:, codebook], sample(logits, keys[codebook], temperature, top_k))
+        return jnp.where(is_given_B, given_BQ[:, codebook], sample(logits, noise_QBK[codebook], temperature, top_k))
 
     return model.play(layers, state, action_B, choose)
 
@@ -66,10 +76,8 @@ def _generate(models, params, prompt_BFQ, prompt_frames_B, actions, key, tempera
 
     def step(state, inputs):
         frame, action, given = inputs
-        is_given = frame < prompt_frames_B
-        return play_frame(
-            model, layers, state, action, given, is_given, jax.random.fold_in(key, frame), temperature, top_k
-        )
+        noise = frame_noise(key, frame, model.num_codebooks, (B, model.codebook_size))
+        return play_frame(model, layers, state, action, given, frame < prompt_frames_B, noise, temperature, top_k)
 
     inputs = (jnp.arange(F), by_frame.T, prompt_BFQ.transpose(1, 0, 2))
     _, codes = jax.lax.scan(step, model.init_state(B), inputs)

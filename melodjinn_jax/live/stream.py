@@ -3,6 +3,9 @@
 One program, compiled once and with donated state, takes every stream of the batch one frame on: its codes, sampled or
 given, and their sound. A stream sits in a slot; no stream's result depends on what the other slots do. S is the number
 of slots; the other letters are those of the models.
+
+On a CPU a frame of a small model takes less time than its surroundings, so these are kept small: its noise is drawn
+ahead, and what the host tells it is one array.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from melodjinn_jax.codecs import Codec
-from melodjinn_jax.live.generator import play_frame
+from melodjinn_jax.live.generator import frame_noise, play_frame
 from melodjinn_jax.live.session import Instrument, Sampling, model_digest
 from melodjinn_jax.models.dynamics import DynamicsModel, DynamicsState
 from melodjinn_jax.models.transformer import Transformer
@@ -24,6 +27,10 @@ from melodjinn_jax.training.run import Run
 
 MAX_PRIMING_FRAMES = 1024
 """Most past frames that a stream is primed with; deep models see further, and what is lost is faint."""
+
+
+NOISE_FRAMES = 16
+"""Frames of a stream whose noise is drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,17 @@ class _Streams(NamedTuple):
     """[S, ...]."""
 
 
-# Columns of the step's whole numbers; the codes given follow.
-_PLAYS, _SOUNDS, _GIVEN, _FRAME, _ACTION, _SEED, _TOP_K, _CODES = range(8)
-_TEMPERATURE, _STRENGTH = range(2)
+# What the step is told of each slot, int32 [S, 8 + Q]: these columns, the two reals by their bits, then codes given.
+_PLAYS, _SOUNDS, _GIVEN, _ACTION, _NOISE, _TOP_K, _TEMPERATURE, _STRENGTH, _CODES = range(9)
+
+
+def dispatch_in_place() -> None:
+    """Make a CPU run programs in the thread that calls them; to be called before anything else uses JAX.
+
+    A frame is waited for before the next is begun: to hand it to another thread would gain nothing, and cost a third
+    of a small model's time.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 class StreamingGenerator(Streamer):
@@ -126,8 +141,13 @@ class StreamingGenerator(Streamer):
         self.priming_frames = wanted + -wanted % stride
         self._fresh = jax.tree.map(np.asarray, model.init_state(1))
         self._streams = self._silent_streams()
+        size = self.instrument.codebook_size
+        self._noise = jnp.zeros((slots, NOISE_FRAMES, self.instrument.num_codebooks, 1, size))
+        # The seed and the first frame of the noise that lies in each slot.
+        self._noise_of: list[tuple[int, int] | None] = [None] * slots
         self._advance = jax.jit(self._frame, static_argnames="ranked", donate_argnames="streams")
         self._place = jax.jit(_place, donate_argnames="streams")
+        self._draw = jax.jit(_draw, donate_argnames="noise")
         self._warm_up()
 
     def _silent_streams(self) -> _Streams:
@@ -141,28 +161,29 @@ class StreamingGenerator(Streamer):
             self.step([NextFrame(0, 0, Sampling(top_k=top_k))] + [None] * (self.slots - 1))
 
     def _frame(
-        self, weights: list[jax.Array], streams: _Streams, whole: jax.Array, real: jax.Array, *, ranked: bool
+        self, weights: list[jax.Array], streams: _Streams, noise: jax.Array, told: jax.Array, *, ranked: bool
     ) -> tuple[_Streams, jax.Array, jax.Array]:
-        """All streams one frame on: int32 [S, 7 + Q] and float32 [S, 2] say how; see the columns above.
+        """All streams one frame on, each with its noise and as it is told; see the columns above.
 
         `ranked` if any stream samples from its likeliest tokens only, which costs all of them the ranking.
         """
         model, layers = jax.tree.unflatten(self._structure, weights)
 
-        def one(state: DynamicsState, whole: jax.Array, real: jax.Array) -> tuple[DynamicsState, jax.Array]:
-            key = jax.random.fold_in(jax.random.key(whole[_SEED].astype(jnp.uint32)), whole[_FRAME])
-            action = model.action_embedding(whole[_ACTION][None], real[_STRENGTH][None])
-            top_k = whole[_TOP_K] if ranked else 0
-            given, is_given = whole[None, _CODES:], whole[_GIVEN][None] > 0
-            state, codes = play_frame(model, layers, state, action, given, is_given, key, real[_TEMPERATURE], top_k)
+        def one(state: DynamicsState, noise: jax.Array, told: jax.Array) -> tuple[DynamicsState, jax.Array]:
+            temperature, strength = jax.lax.bitcast_convert_type(told[_TEMPERATURE:_CODES], jnp.float32)
+            noise = jax.lax.dynamic_index_in_dim(noise, told[_NOISE], keepdims=False)
+            action = model.action_embedding(told[_ACTION][None], strength[None])
+            top_k = told[_TOP_K] if ranked else 0
+            given, is_given = told[None, _CODES:], told[_GIVEN][None] > 0
+            state, codes = play_frame(model, layers, state, action, given, is_given, noise, temperature, top_k)
             return state, codes[0]
 
-        dynamics, codes = jax.vmap(one)(streams.dynamics, whole, real)
+        dynamics, codes = jax.vmap(one)(streams.dynamics, noise, told)
         if self.slots > 1:  # the only stream is not stepped unless it plays
-            dynamics = _where(whole[:, _PLAYS] > 0, dynamics, streams.dynamics)
+            dynamics = _where(told[:, _PLAYS] > 0, dynamics, streams.dynamics)
         state = self._codec.initial_state(self.slots)._replace(decoder=streams.decoder)
         state, sound = self._codec.decode_chunk(state, codes[:, None])
-        decoder = _where(whole[:, _SOUNDS] > 0, state.decoder, streams.decoder)
+        decoder = _where(told[:, _SOUNDS] > 0, state.decoder, streams.decoder)
         # As `to_int16` does it.
         pcm = jnp.clip(jnp.round(sound * 32768), -32768, 32767).astype(jnp.int16)
         return _Streams(dynamics, decoder), codes, pcm
@@ -175,23 +196,32 @@ class StreamingGenerator(Streamer):
         self._streams = self._place(self._streams, slot, fresh, state.decoder)
 
     def step(self, frames: Sequence[NextFrame | None]) -> tuple[np.ndarray, np.ndarray]:
-        whole = np.zeros((self.slots, _CODES + self.instrument.num_codebooks), np.int32)
-        real = np.zeros((self.slots, 2), np.float32)
+        told = np.zeros((self.slots, _CODES + self.instrument.num_codebooks), np.int32)
+        reals = told[:, _TEMPERATURE:_CODES].view(np.float32)
         ranked = False
         for slot, frame in enumerate(frames):
             if frame is None:
                 continue
-            sampling = frame.sampling
-            action = min(frame.action, self._null_action)
-            seed = np.uint32(sampling.seed).astype(np.int32)
-            whole[slot, :_CODES] = 1, frame.sounds, frame.given is not None, frame.frame, action, seed, sampling.top_k
-            real[slot] = sampling.temperature, sampling.strength
-            if frame.given is not None:
-                whole[slot, _CODES:] = frame.given
-            elif sampling.top_k:
-                ranked = True
-        self._streams, codes, pcm = self._advance(self._weights, self._streams, whole, real, ranked=ranked)
+            given = frame.given
+            told[slot, :_NOISE] = 1, frame.sounds, given is not None, min(frame.action, self._null_action)
+            reals[slot] = frame.sampling.temperature, frame.sampling.strength
+            if given is not None:
+                told[slot, _CODES:] = given
+                continue
+            told[slot, _NOISE:_TEMPERATURE] = self._find_noise(slot, frame), frame.sampling.top_k
+            ranked |= frame.sampling.top_k > 0
+        self._streams, codes, pcm = self._advance(self._weights, self._streams, self._noise, told, ranked=ranked)
         return np.asarray(codes), np.asarray(pcm)
+
+    def _find_noise(self, slot: int, frame: NextFrame) -> int:
+        """Where among a slot's noise that of a frame lies; drawn now if it does not."""
+        # Slots draw at different frames, or streams that began together would all be late together.
+        index = (frame.frame + slot) % NOISE_FRAMES
+        wanted = frame.sampling.seed, frame.frame - index
+        if self._noise_of[slot] != wanted:
+            self._noise = self._draw(self._noise, slot, np.uint32(wanted[0]), wanted[1])
+            self._noise_of[slot] = wanted
+        return index
 
     def render(self, codes: np.ndarray) -> np.ndarray:
         return render_codes(self._codec, codes)
@@ -211,6 +241,14 @@ def _drop_stacked_blocks(model: DynamicsModel) -> None:
     for transformer in vars(model).values():
         if isinstance(transformer, Transformer):
             del transformer.blocks
+
+
+def _draw(noise: jax.Array, slot: jax.Array, seed: jax.Array, first_frame: jax.Array) -> jax.Array:
+    """The noise [S, NOISE_FRAMES, Q, 1, K] of all slots, that of one drawn anew."""
+    frames = first_frame + jnp.arange(NOISE_FRAMES)
+    _, _, num_codebooks, *shape = noise.shape
+    drawn = jax.vmap(lambda frame: frame_noise(jax.random.key(seed), frame, num_codebooks, tuple(shape)))(frames)
+    return noise.at[slot].set(drawn)
 
 
 def _where(chosen_S: jax.Array, new: Any, old: Any) -> Any:

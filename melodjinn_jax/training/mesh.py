@@ -231,20 +231,30 @@ def host_share(mesh: Mesh) -> HostShare:
     return HostShare(tuple(parts), num_parts)
 
 
-def place_batch(batch: dict[str, np.ndarray], mesh: Mesh, share: HostShare) -> dict[str, jax.Array]:
-    """The rows that this process read as its share of global arrays: `[B * parts / num_parts, ...]` to `[B, ...]`."""
-    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+def place_batches(batches: list[dict[str, np.ndarray]], mesh: Mesh, share: HostShare) -> dict[str, jax.Array]:
+    """The rows that this process read as its share of global arrays.
+
+    One batch `[B * parts / num_parts, ...]` becomes `[B, ...]`, several become `[len(batches), B, ...]`.
+    """
+    if len(batches) == 1:
+        rows, spec = batches[0], PartitionSpec(BATCH_AXES)
+    else:
+        rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        spec = PartitionSpec(None, BATCH_AXES)
+    sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return {name: _place_rows(rows, sharding, share) for name, rows in batch.items()}
+        return jax.device_put(rows, sharding)
+    return {name: _place_rows(array, sharding, share) for name, array in rows.items()}
 
 
 def _place_rows(rows: np.ndarray, sharding: NamedSharding, share: HostShare) -> jax.Array:
-    size = len(rows) // len(share.parts)
+    axis = len(sharding.spec) - 1  # of the clips
+    size = rows.shape[axis] // len(share.parts)
     here = {part * size: position * size for position, part in enumerate(share.parts)}
 
     def shard(index: Any) -> np.ndarray:
-        first = here[index[0].start or 0]
-        return rows[first : first + size]
+        first = here[index[axis].start or 0]
+        return rows[(*index[:axis], slice(first, first + size))]
 
-    return jax.make_array_from_callback((size * share.num_parts, *rows.shape[1:]), sharding, shard)
+    shape = (*rows.shape[:axis], size * share.num_parts, *rows.shape[axis + 1 :])
+    return jax.make_array_from_callback(shape, sharding, shard)

@@ -13,14 +13,14 @@ class StepProfile:
         self._folder, self._steps = folder, steps
         self._is_running = False
 
-    def before(self, step: int) -> None:
-        """Step `step` is about to be dispatched."""
-        if self._steps and step == self._steps[0]:
+    def before(self, first: int, last: int) -> None:
+        """Steps `first` to `last` are about to be dispatched."""
+        if self._steps and first <= self._steps[0] <= last:
             jax.profiler.start_trace(str(self._folder))
             self._is_running = True
 
     def after(self, step: int, state: Any) -> None:
-        """Step `step` was dispatched and will make `state`."""
+        """All steps to `step` were dispatched and will make `state`."""
         if self._is_running and step >= self._steps[1]:
             self.close(state)
 

@@ -264,8 +264,15 @@ def update_dynamics(models: Models, state: State, batch: Batch, key: jax.Array) 
     return {**state, **_step_dynamics(models.config, state, grads)}, metrics
 
 
-def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """The jitted step of a phase. Its state is donated; what is frozen has no gradient and no optimiser state."""
+def make_train_step(models: Models, phase: Phase, steps: int = 1) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """The jitted step of a phase. Its state is donated; what is frozen has no gradient and no optimiser state.
+
+    Args:
+      models: of the run.
+      phase: of the run.
+      steps: to take in one dispatch. If more than one, the batch has them as its first axis, [steps, B, ...], and the
+        metrics are those of the last.
+    """
     dynamics_apart = not models.trains_jointly and (
         phase is Phase.QUANTISE and models.config.phases.dynamics_start == "quantise"
     )
@@ -286,4 +293,8 @@ def make_train_step(models: Models, phase: Phase) -> Callable[[State, Batch], tu
         new = pin_state({**new, "step": state["step"] + 1, "first_bad_step": first_bad})
         return new, {name: replicate(value) for name, value in metrics.items()}
 
-    return jax.jit(train_step, donate_argnums=0)
+    def train_steps(state: State, batches: Batch) -> tuple[State, Metrics]:
+        state, metrics = jax.lax.scan(train_step, state, batches)
+        return state, {name: value[-1] for name, value in metrics.items()}
+
+    return jax.jit(train_step if steps == 1 else train_steps, donate_argnums=0)

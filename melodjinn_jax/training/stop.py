@@ -26,10 +26,13 @@ class StopSignal:
         self._signal: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
         self._is_alone = jax.process_count() == 1
+        self._asked = 0
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop now, `step` steps being done: in all processes alike, which must all ask at each step."""
-        if not self._is_alone and self._signal is None and multihost_utils.reached_preemption_sync_point(step):
+    def requested(self) -> bool:
+        """Whether to stop now: in all processes alike, which must all ask before each dispatch."""
+        # The service names a number of this count, no matter how many steps a dispatch takes, at which all stop.
+        self._asked += 1
+        if not self._is_alone and self._signal is None and multihost_utils.reached_preemption_sync_point(self._asked):
             self._signal = signal.SIGTERM
         return self._signal is not None
 

@@ -20,7 +20,7 @@ from conftest import CODEC, random_waveform, tiny_models
 from melodjinn_jax.config import DynamicsConfig, LatentActionConfig, PhasesConfig, TrainingConfig
 from melodjinn_jax.data.loader import ALL_ROWS
 from melodjinn_jax.training.checkpoint import CheckpointStore
-from melodjinn_jax.training.mesh import AXES, place_batch
+from melodjinn_jax.training.mesh import AXES, place_batches
 from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
 from melodjinn_jax.training.state import Phase, abstract_state
 from melodjinn_jax.training.step import make_train_step
@@ -58,7 +58,7 @@ def train_phase(models, phase: Phase, state, mesh: Mesh):
     train_step = make_train_step(models, phase)
     losses = []
     for rows in batches(models):
-        batch = place_batch(rows, mesh, ALL_ROWS)
+        batch = place_batches([rows], mesh, ALL_ROWS)
         with jax.transfer_guard("disallow"):
             state, values = train_step(state, batch)
         losses.append({name: np.asarray(value).tolist() for name, value in values.items()})
