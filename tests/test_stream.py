@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from encodec_weights import published_weights
 from live_runs import random_run
 
+from melodjinn_jax.codecs import EncodecCodec
+from melodjinn_jax.codecs.encodec.weights import fold
 from melodjinn_jax.data.audio import to_int16
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.live.protocol import NO_ACTION
@@ -74,6 +77,25 @@ def test_streams_equal_whole_clips_whoever_plays_beside_them(stride, layout):
         whole = to_int16(streamer.render(codes[slot]))[hop:]
         assert np.abs(whole.astype(int) - sound[slot][hop:]).max() <= 1
         assert whole.any()
+
+
+def test_a_stream_of_encodec_sounds_as_the_whole_clip_does():
+    codec = EncodecCodec(fold(published_weights(), "drawn"), 1.5)
+    run, rng, hop = random_run(codec=codec), np.random.default_rng(0), codec.hop_length
+    streamer = StreamingGenerator(run, 1)
+    start = streamer.start_frames
+    given = rng.integers(0, codec.codebook_size, (start, codec.num_codebooks))
+    streamer.start(0, 0, given)
+    codes, sound = [], []
+    for frame in range(start + 20):
+        is_given = frame < start
+        made, pcm = streamer.step([NextFrame(frame, 1, SAMPLING, given[frame] if is_given else None, not is_given)])
+        codes.append(made[0])
+        sound += [] if is_given else [pcm[0]]
+    whole = to_int16(streamer.render(np.array(codes)))[start * hop :]
+    assert np.abs(whole.astype(int) - np.concatenate(sound)).max() <= 1
+    assert len(np.unique(np.array(codes)[start:])) > 1
+    assert whole.any()
 
 
 def test_a_stream_is_bit_for_bit_the_same_in_any_company(run, streamer, rng):

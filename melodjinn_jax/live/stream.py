@@ -152,7 +152,9 @@ class StreamingGenerator(Streamer):
 
     def _silent_streams(self) -> _Streams:
         dynamics = jax.tree.map(lambda leaf: jnp.tile(leaf, (self.slots,) + (1,) * leaf.ndim), self._fresh)
-        return _Streams(dynamics, self._codec.initial_state(self.slots).decoder)
+        # A codec's fresh state may hold one array in several places; what is donated must be its own.
+        decoder = jax.tree.map(jnp.copy, self._codec.initial_state(self.slots).decoder)
+        return _Streams(dynamics, decoder)
 
     def _warm_up(self) -> None:
         """Compile all that playing needs."""
