@@ -72,7 +72,7 @@ def milliseconds(models: Models, repeats: int = 9) -> float:
         "codes": rng.integers(0, models.codec.codebook_size, shape).astype(np.uint16),
         "actions": rng.integers(0, models.num_codes, (shape[0], shape[1] - 1)).astype(np.uint16),
     }
-    state = {"step": jnp.int32(0), "rng": jax.random.key(0), "first_bad_step": jnp.int32(-1)}
+    state = {"step": jnp.int32(0), "rng": jax.random.key_data(jax.random.key(0)), "first_bad_step": jnp.int32(-1)}
     state = commit(with_dynamics(models, state, 0))
     train_step = make_train_step(models, Phase.FROZEN)
     times = []

@@ -141,7 +141,7 @@ def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODEC.codebook_size, (batch_size, frames, CODEC.num_codebooks))
     actions = rng.integers(0, models.num_codes, (batch_size, frames - 1))
-    params = models.init_dynamics(stream(jax.random.key(0), "dynamics"))
+    params = models.init_dynamics(stream(jax.random.key_data(jax.random.key(0)), "dynamics"))
     torch_codes, torch_actions = torch.tensor(codes), torch.tensor(actions)
     model = Dynamics(dynamics, models.num_codes, frames)
     model.take_over(params)
@@ -158,7 +158,12 @@ def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
 
 
 def our_steps(models: Models, params: Any, batch: dict[str, np.ndarray]) -> Callable[[int], None]:
-    state = {"step": jnp.int32(0), "rng": jax.random.key(0), "first_bad_step": jnp.int32(-1), "dynamics": params}
+    state = {
+        "step": jnp.int32(0),
+        "rng": jax.random.key_data(jax.random.key(0)),
+        "first_bad_step": jnp.int32(-1),
+        "dynamics": params,
+    }
     state = commit(with_dynamics(models, state, 0))
     train_step = make_train_step(models, Phase.FROZEN)
 
