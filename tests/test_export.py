@@ -166,13 +166,8 @@ def test_sampling_follows_the_same_law_as_in_jax(run, rng):
     temperature, draws = 0.8, 4000
     _, logits = player_of(run).play(0)
     first = jnp.broadcast_to(jnp.asarray(logits[0]), (draws, SIZE))
-    expected = (
-        np.bincount(
-            sample(first, jax.random.gumbel(jax.random.key(0), first.shape), jnp.float32(temperature), 0),
-            minlength=SIZE,
-        )
-        / draws
-    )
+    gumbel = jax.random.gumbel(jax.random.key(0), first.shape)
+    expected = np.bincount(sample(first, gumbel, jnp.float32(temperature), 0), minlength=SIZE) / draws
     noise = temperature * rng.gumbel(size=(draws, SIZE))
     found = np.bincount((logits[0] + noise).argmax(axis=1), minlength=SIZE) / draws
     np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(0.25 / draws))

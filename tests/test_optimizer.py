@@ -116,6 +116,11 @@ def test_parameters_and_moments_stay_float32_and_the_average_follows_the_weights
     ("changes", "complaint"),
     [
         ({"runtime": RuntimeConfig(accumulate=3)}, "runtime.accumulate is 3: it must divide training.batch_size, 16"),
+        (
+            {"runtime": RuntimeConfig(steps_per_dispatch=4)},
+            "runtime.steps_per_dispatch is 4: it must divide runtime.log_every, 10",
+        ),
+        ({"runtime": RuntimeConfig(steps_per_dispatch=0)}, "runtime.steps_per_dispatch is 0"),
         ({"runtime": RuntimeConfig(attention="cudnn")}, "runtime.attention is cudnn: it needs training.dtype bfloat16"),
         ({"dynamics": dataclasses.replace(Config().dynamics, ema_decay=1.0)}, "dynamics.ema_decay is 1.0"),
         (

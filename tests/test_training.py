@@ -276,13 +276,8 @@ def test_a_run_goes_on_with_more_steps_per_dispatch_from_any_step(experiment, un
     shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "checkpoints" / "12")
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())[-1] == "9"
-    done = train(
-        experiment,
-        workdir,
-        *("--runtime.steps-per-dispatch", "2", "--runtime.log-every", "2"),
-        "--runtime.save-every",
-        "2",
-    )
+    counts = ("steps-per-dispatch", "log-every", "save-every")
+    done = train(experiment, workdir, *(text for name in counts for text in (f"--runtime.{name}", "2")))
     assert done.returncode == 0, done.stderr
     of_step = {row["step"]: row for row in lines(uninterrupted) if "batch_crc" in row}
     new = [row for row in lines(workdir) if "batch_crc" in row and row["step"] > 9]

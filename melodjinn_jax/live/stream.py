@@ -28,7 +28,6 @@ from melodjinn_jax.training.run import Run
 MAX_PRIMING_FRAMES = 1024
 """Most past frames that a stream is primed with; deep models see further, and what is lost is faint."""
 
-
 NOISE_FRAMES = 16
 """Frames of a stream whose noise is drawn at once."""
 
