@@ -1,8 +1,9 @@
 """Latent actions on music, variant by variant: how dense they are, what they tell, what they control.
 
-    python -m data_pipelines.folder --input FOLDER --output data/tracks --chunk-frames 512 --fit.codebook-size 256 \
-        --held-out.validation .05 --held-out.test .52
-    python benchmarks/music_actions.py --dataset data/tracks --variants spectra/8 mel/8 --seeds 3
+    python benchmarks/free_music.py --output FOLDER
+    python -m data_pipelines.folder --input FOLDER --output data/games --chunk-frames 512 --fit.codebook-size 256 \
+        --held-out.validation .05 --held-out.test .2
+    python benchmarks/music_actions.py --dataset data/games --variants spectra/4 unpractised/4 --seeds 3
 
 Every variant is a run of experiments/electronic_small.py with another LAM (`VARIANTS`). For each action stride one more
 run is trained without actions, as a *deaf* model of the same size: the gain over it is what actions really tell, for a
@@ -36,15 +37,17 @@ def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str
     return {f"latent_actions.{name}": value for name, value in (chosen | more).items()}
 
 
+UNPRACTISED = {"dynamics.practice-weight": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
-    "spectra/8": lam("spectra", 8, 0.12),
-    "mel/8": lam("mel", 8, 0.12),
-    # As many bits a second: the finer the time, the rarer the events.
-    "mel/4": lam("mel", 4, 0.045),
-    "mel/16": lam("mel", 16, 0.3),
-    "recording/8": lam("spectra", 8, 0.12, hears="recording"),
+    "spectra/4": lam("spectra", 4, 0.18),
+    "unpractised/4": lam("spectra", 4, 0.18) | UNPRACTISED,
+    "mel/4": lam("mel", 4, 0.18),
+    "recording/4": lam("spectra", 4, 0.18, hears="recording"),
+    # About as many bits a second: the coarser the time, the more of it may be events.
+    "spectra/8": lam("spectra", 8, 0.3),
+    "spectra/16": lam("spectra", 16, 0.5),
 }
-DEAF = {"dynamics.action-dropout": "1", "evaluation.generate": "false"}
+DEAF = UNPRACTISED | {"dynamics.action-dropout": "1", "evaluation.generate": "false"}
 MEASURES = {
     "decisions / s": "decisions_per_second",
     "bits / s": "bits_per_second",

@@ -32,12 +32,12 @@ def get_config() -> Config:
             # What is played passes through the codec, so the LAM hears music through it too.
             hears="codec",
             features="spectra",
-            action_stride=8,  # 9 actions a second: at 75 even rare events cost more than 15 bits a second
+            action_stride=4,  # 19 actions a second: at 75 even rare events cost more than 15 bits a second
             kl_weight=0.002,
-            # Four kinds of events: the eighth of the blocks about which there is most to say. Music has no clusters to
+            # Four kinds of events: the sixth of the blocks about which there is most to say. Music has no clusters to
             # be found and merged, as drums have.
             max_codes=5,
-            event_share=0.12,
+            event_share=0.18,
             merge="none",
             collapse_frames=0,
         ),
@@ -50,12 +50,13 @@ def get_config() -> Config:
             # music was foretold worse with its actions than without.
             ema_decay=0.99,
             action_dropout=0.2,
+            practice_weight=1.0,
         ),
         # The latents of the warm-up are the actions: a codebook that trains on would move the events.
         phases=PhasesConfig(discover_steps=500, freeze="step", freeze_deadline=501),
         dynamics_optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, weight_decay=0.3),
         training=TrainingConfig(
-            steps=1400,  # 900 of the dynamics model
+            steps=2000,  # 1500 of the dynamics model
             batch_size=8,
             crop_frames=96,  # 1.28 s, as in the pilot
         ),

@@ -153,6 +153,13 @@ class DynamicsConfig:
     """Share of clips trained with the null action."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which then plays and is evaluated; 0: the weights themselves do."""
+    practice_weight: float = 0.0
+    """Weight of practice in the loss: keys pressed at random and played, from which the model learns where the LAM
+    hears the key that was pressed; 0: none."""
+    practice_from: float = 0.5
+    """Share of the dynamics model's steps after which practice begins."""
+    practice_frames: int = 40
+    """Frames of music before each press of practice; each crop holds as many presses as such stretches."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
                 size = steps_together(config, step)
                 is_new = (record.phase, size) not in train_steps
                 if is_new:
-                    train_steps[record.phase, size] = make_train_step(models, record.phase, size)
+                    train_steps[record.phase, size] = make_train_step(models, record.phase, size, codec)
                 with wall_time.losing("data"):
                     rows = [next(batches) for _ in range(size)]
                     batch = place_batches(rows, mesh, share)

@@ -177,6 +177,29 @@ def _dynamics(config: Config) -> Checks:
     yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
     yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
+    yield from _at_least(dynamics, "dynamics", 0, "practice_weight")
+    yield from _share(dynamics, "dynamics", "practice_from")
+    if dynamics.practice_weight > 0:
+        yield from _practice(config)
+
+
+def _practice(config: Config) -> Checks:
+    dynamics, stride = config.dynamics, config.latent_actions.action_stride
+    yield (
+        bool(config.data.actions),
+        f"dynamics.practice_weight is {dynamics.practice_weight}: it needs a LAM that listens, which a run on the "
+        "labels of data.actions has not; set it to 0",
+    )
+    yield (
+        dynamics.practice_frames % stride > 0 or dynamics.practice_frames < 2 * stride,
+        f"dynamics.practice_frames is {dynamics.practice_frames}: it must be a multiple of "
+        f"latent_actions.action_stride, {stride}, two or more",
+    )
+    yield (
+        dynamics.practice_frames > config.training.crop_frames,
+        f"dynamics.practice_frames is {dynamics.practice_frames}: training.crop_frames is only "
+        f"{config.training.crop_frames}",
+    )
 
 
 def _phases(config: Config) -> Checks:

@@ -57,7 +57,10 @@ def music_config(datasets: tuple[str, ...], **data) -> Config:
             event_share=0.3,
             merge="none",
         ),
-        dynamics=DynamicsConfig(dim=16, num_heads=2, num_layers=2, window=8),
+        # A run on labels has no LAM that could listen to practice.
+        dynamics=DynamicsConfig(
+            dim=16, num_heads=2, num_layers=2, window=8, practice_weight=float("actions" not in data), practice_frames=8
+        ),
         evaluation=EvaluationConfig(clips=3, frames=24),
         runtime=RuntimeConfig(log_every=1, save_every=3, compile_cache="", progress=False),
     )
@@ -204,8 +207,16 @@ def test_init_from_brings_a_labelled_run_the_dynamics_model_only(trained, tmp_pa
         ({"evaluation": {"frames": 52}}, "evaluation.frames is 52: the records of data.datasets have only 50"),
         ({"evaluation": {"split": "validation"}}, "has no validation split to evaluate on"),
         ({"training": {"crop_frames": 52}}, "training.crop_frames is 52"),
-        ({"data": {"actions": "123"}}, "has no labels 123"),
-        ({"data": {"actions": "auto"}, "latent_actions": {"max_codes": 9}}, "latent_actions.max_codes is 9, but 4"),
+        ({"data": {"actions": "auto"}}, "dynamics.practice_weight is 1.0: it needs a LAM that listens"),
+        ({"data": {"actions": "123"}, "dynamics": {"practice_weight": 0.0}}, "has no labels 123"),
+        (
+            {
+                "data": {"actions": "auto"},
+                "latent_actions": {"max_codes": 9},
+                "dynamics": {"practice_weight": 0.0},
+            },
+            "latent_actions.max_codes is 9, but 4",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_sentence_before_training(trained, tmp_path, changes, complaint):

@@ -47,9 +47,8 @@ class ActionSpace:
         return space
 
 
-def digest_codebook(vectors: np.ndarray, radius: np.ndarray | None = None) -> str:
-    """SHA-256 of a codebook's vectors [K, Z], and of the radius of NOOP, if it has one."""
-    parts = [vectors] if radius is None else [vectors, radius]
+def digest_codebook(*parts: np.ndarray) -> str:
+    """SHA-256 of a codebook's vectors [K, Z], and of what else says which latents get which code."""
     return hashlib.sha256(b"".join(np.ascontiguousarray(part, dtype="<f4").tobytes() for part in parts)).hexdigest()
 
 

@@ -12,8 +12,12 @@ import numpy as np
 # Where spare entries wait: no latent comes near them, so they are never chosen.
 FAR_AWAY = 1e3
 
+# The least frequent kind of events has this much of an equal share, when the codebook is read off.
+MIN_BALANCE = 0.8
+
 Codebook = dict[str, jax.Array]
-"""`vectors` [K, Z] and the statistics that move them; and `radius` [], where less than that is NOOP, code 0."""
+"""`vectors` [K, Z] and the statistics that move them. Of a codebook of events also `radius` [], where less than that is
+NOOP, code 0, and `handicaps` [K], added to the squared distances from the entries."""
 
 
 def add_noise(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -49,9 +53,12 @@ def _codebook(vectors: jax.Array, counts: jax.Array, sums: jax.Array) -> Codeboo
     }
 
 
-def nearest_codes(vectors: jax.Array, latents: jax.Array) -> jax.Array:
-    """Index of the nearest entry: latents [..., Z] to int32 [...]."""
-    distances = jnp.sum(vectors**2, axis=-1) - 2 * latents @ vectors.T
+def nearest_codes(vectors: jax.Array, latents: jax.Array, handicaps: jax.Array | float = 0.0) -> jax.Array:
+    """Index of the nearest entry, or with `handicaps` [K] of the least sum of squared distance and handicap.
+
+    Latents [..., Z] to int32 [...].
+    """
+    distances = jnp.sum(vectors**2, axis=-1) + handicaps - 2 * latents @ vectors.T
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
@@ -60,7 +67,7 @@ def assign_codes(codebook: Codebook, latents: jax.Array) -> jax.Array:
     if "radius" not in codebook:
         return nearest_codes(codebook["vectors"], latents)
     # Entry 0 is NOOP's.
-    events = 1 + nearest_codes(codebook["vectors"][1:], latents)
+    events = 1 + nearest_codes(codebook["vectors"][1:], latents, codebook["handicaps"][1:])
     return jnp.where(jnp.sum(latents**2, axis=-1) < codebook["radius"] ** 2, 0, events)
 
 
@@ -183,6 +190,8 @@ def read_off_events(
 
     Music has no clusters to be found, only latents that say more or less: half their squared norm is their information
     in nats. Those that say most are the events, and k-means, the best of some restarts, divides them; all else is NOOP.
+    Then entries that have more than their share are handicapped until no kind is much rarer than the others, for a key
+    that hardly ever comes can hardly be learnt.
 
     Args:
       latents: float [n, Z], in units of the bottleneck's noise.
@@ -194,25 +203,42 @@ def read_off_events(
     latents = np.asarray(latents, np.float64)
     norms = np.linalg.norm(latents, axis=1)
     radius = np.quantile(norms, 1 - event_share)
-    events = latents[norms >= radius]
+    events, kinds = latents[norms >= radius], max_codes - 1
     rng = np.random.default_rng(0)
-    best, least = events[: max_codes - 1], np.inf
+    best, least = events[:kinds], np.inf
     for _ in range(restarts):
-        centres = events[rng.choice(len(events), max_codes - 1, replace=len(events) < max_codes - 1)]
+        centres = events[rng.choice(len(events), kinds, replace=len(events) < kinds)]
         for _ in range(50):
             centres, _ = _lloyd_step(events, centres)
         error = np.sum((events[:, None] - centres) ** 2, axis=-1).min(axis=1).sum()
         if error < least:
             best, least = centres, error
+    best, handicaps = _balance(events, best)
     vectors = np.concatenate([latents[norms < radius].mean(axis=0, keepdims=True), best])
-    sizes = np.concatenate([[np.sum(norms < radius)], _lloyd_step(events, best)[1]])
+    sizes = np.concatenate([[np.sum(norms < radius)], _lloyd_step(events, best, handicaps)[1]])
     counts = jnp.asarray(sizes / len(latents) * batch_vectors, jnp.float32)
     codebook = _codebook(jnp.asarray(vectors, jnp.float32), counts, jnp.asarray(vectors, jnp.float32) * counts[:, None])
-    return {**codebook, "radius": jnp.float32(radius)}
+    return {**codebook, "radius": jnp.float32(radius), "handicaps": jnp.asarray([0.0, *handicaps], jnp.float32)}
 
 
-def _lloyd_step(latents: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    distances = np.sum(centres**2, axis=-1) - 2 * latents @ centres.T
+def _balance(latents: np.ndarray, centres: np.ndarray, rounds: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and handicaps under which no cluster has less than `MIN_BALANCE` of an equal share (a power diagram)."""
+    handicaps = np.zeros(len(centres))
+    for _ in range(rounds):
+        for _ in range(60):
+            distances = np.sum((latents[:, None] - centres) ** 2, axis=-1) + handicaps
+            shares = np.bincount(distances.argmin(axis=1), minlength=len(centres)) / len(latents)
+            if shares.min() * len(centres) >= MIN_BALANCE:
+                break
+            handicaps += (shares - 1 / len(centres)) * np.abs(distances.min(axis=1)).mean()
+        centres, _ = _lloyd_step(latents, centres, handicaps)
+    return centres, handicaps
+
+
+def _lloyd_step(
+    latents: np.ndarray, centres: np.ndarray, handicaps: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    distances = np.sum(centres**2, axis=-1) + handicaps - 2 * latents @ centres.T
     assigned = distances.argmin(axis=1)
     sizes = np.bincount(assigned, minlength=len(centres))
     sums = np.zeros_like(centres)

@@ -112,7 +112,8 @@ class Models:
             codebook = empty_codebook(self.num_codes, len(actions.fsq_levels))
             return {**codebook, "vectors": jnp.asarray(fsq_vectors(actions.fsq_levels))}
         codebook = random_codebook(key, actions.max_codes, actions.latent_dim)
-        return {**codebook, "radius": jnp.zeros(())} if actions.event_share else codebook
+        of_events = {"radius": jnp.zeros(()), "handicaps": jnp.zeros(actions.max_codes)}
+        return codebook | of_events if actions.event_share else codebook
 
     @property
     def probe_frames(self) -> int:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from melodjinn_jax.codecs import Codec
 from melodjinn_jax.config import Config
 from melodjinn_jax.models.action_space import collapse_repeats
 from melodjinn_jax.models.bottlenecks import (
@@ -22,6 +23,7 @@ from melodjinn_jax.models.features import block_features
 from melodjinn_jax.models.sharding import replicate
 from melodjinn_jax.training.mesh import pin_state
 from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, update_average
+from melodjinn_jax.training.practice import practice_gradient
 from melodjinn_jax.training.state import Models, Phase, State
 
 Batch = Mapping[str, Any]
@@ -256,15 +258,44 @@ def _step_dynamics(config: Config, state: State, grads: Any) -> State:
     return new
 
 
-def update_dynamics(models: Models, state: State, batch: Batch, key: jax.Array) -> tuple[State, Metrics]:
+def update_dynamics(
+    models: Models, state: State, batch: Batch, key: jax.Array, codec: Codec | None
+) -> tuple[State, Metrics]:
     """One step of the dynamics model under the labels or the LAM's keys, through which no gradient flows."""
     keys = batch["actions"].astype(jnp.int32) if "actions" in batch else encode_keys(models, state, batch["waveform"])
     loss, grads = dynamics_gradient(models, state["dynamics"], batch["codes"], keys, key)
     metrics = {"cross_entropy": loss, "dynamics_grad_norm": optax.global_norm(grads), "noop_share": jnp.mean(keys == 0)}
+    if codec is not None and (weight := models.config.dynamics.practice_weight):
+        more, recovery = practise(models, state, batch["codes"], keys, jax.random.fold_in(key, 1), codec)
+        grads = jax.tree.map(lambda own, add: own + weight * add, grads, more)
+        metrics["practice_recovery"] = recovery
     return {**state, **_step_dynamics(models.config, state, grads)}, metrics
 
 
-def make_train_step(models: Models, phase: Phase, steps: int = 1) -> Callable[[State, Batch], tuple[State, Metrics]]:
+def practise(
+    models: Models, state: State, codes: jax.Array, keys: jax.Array, key: jax.Array, codec: Codec
+) -> tuple[Any, jax.Array]:
+    """`practice_gradient` of a batch and the share of presses that were heard; both 0 before the practice begins."""
+    config, params = models.config, state["dynamics"]
+
+    def listen(played: jax.Array) -> jax.Array:
+        _, sound = codec.decode_chunk(codec.initial_state(len(played)), played)
+        return encode_keys(models, state, jnp.clip(sound, -1, 1).reshape(*played.shape[:2], -1))
+
+    def begun() -> tuple[Any, jax.Array]:
+        return practice_gradient(models, params, codes, keys, state["key_of_code"].max(), listen, key)
+
+    def not_yet() -> tuple[Any, jax.Array]:
+        return jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+
+    start = state["dynamics_start"]
+    done = (state["step"] - start) / jnp.maximum(config.training.steps - start, 1)
+    return jax.lax.cond(done >= config.dynamics.practice_from, begun, not_yet)
+
+
+def make_train_step(
+    models: Models, phase: Phase, steps: int = 1, codec: Codec | None = None
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """The jitted step of a phase. Its state is donated; what is frozen has no gradient and no optimiser state.
 
     Args:
@@ -272,6 +303,7 @@ def make_train_step(models: Models, phase: Phase, steps: int = 1) -> Callable[[S
       phase: of the run.
       steps: to take in one dispatch. If more than one, the batch has them as its first axis, [steps, B, ...], and the
         metrics are those of the last.
+      codec: of the run; only a dynamics model that practises needs it.
     """
     dynamics_apart = not models.trains_jointly and (
         phase is Phase.QUANTISE and models.config.phases.dynamics_start == "quantise"
@@ -285,7 +317,9 @@ def make_train_step(models: Models, phase: Phase, steps: int = 1) -> Callable[[S
         if phase is not Phase.FROZEN:
             new, metrics = update_lam(models, phase, new, batch, key_lam)
         if phase is Phase.FROZEN or dynamics_apart:
-            new, more = update_dynamics(models, new, batch, key_dynamics)
+            # Practice waits for keys that stay what they are.
+            ears = codec if phase is Phase.FROZEN else None
+            new, more = update_dynamics(models, new, batch, key_dynamics, ears)
             metrics |= more
         is_bad = ~jnp.isfinite(sum(value for name, value in metrics.items() if value.ndim == 0))
         first_bad = jnp.where((state["first_bad_step"] < 0) & is_bad, state["step"] + 1, state["first_bad_step"])

@@ -1,0 +1,123 @@
+"""Practice: keys pressed at random, played by the dynamics model, and learnt where the LAM hears what was pressed.
+
+Labels teach the model what music holds, not how a press must sound to be heard as one: pressed where no music had it,
+a key is played too weakly. So the model also presses keys itself, in clips of the batch, and what it plays is an
+example like any other if the frozen LAM hears the key in it. The gradient is that of the logarithm of a key's chance to
+be heard (a policy gradient whose reward is 1 or 0; cf. Zelikman et al. 2022, "STaR", for learning from one's own
+successes). Nothing of it is kept from step to step.
+
+R presses, C blocks of context before each, F frames of both, S frames per block.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from melodjinn_jax.models.dynamics import DynamicsModel, align_actions
+from melodjinn_jax.training.state import Models
+
+# Blocks played for each press: it counts if it is heard in the first or in the second, as in `evaluation/effects.py`.
+PLAYED_BLOCKS = 2
+
+Listen = Callable[[jax.Array], jax.Array]
+"""Keys int [R, N - 1] that the LAM hears in codes int [R, F, Q]."""
+
+
+class Presses(NamedTuple):
+    """What was pressed, and where."""
+
+    context: jax.Array
+    """int32 [R, C * S, Q]."""
+    actions: jax.Array
+    """int32 [R, C + 1]: those of the context, then the key pressed, then NOOP."""
+
+    @property
+    def key(self) -> jax.Array:
+        """int32 [R]."""
+        return self.actions[:, -PLAYED_BLOCKS]
+
+
+def draw_presses(models: Models, codes: jax.Array, keys: jax.Array, num_keys: jax.Array, key: jax.Array) -> Presses:
+    """As many contexts as the clips hold one after the other, and a key for each.
+
+    Args:
+      models: of the run.
+      codes: int [B, N * S, Q].
+      keys: the clips' own, int [B, N - 1].
+      num_keys: int [], to draw 1..num_keys from.
+      key: random key.
+    """
+    stride, B, Q = models.config.latent_actions.action_stride, len(codes), codes.shape[-1]
+    C = models.config.dynamics.practice_frames // stride
+    each = (keys.shape[1] + 1) // C
+    context = codes[:, : each * C * stride].reshape(B * each, C * stride, Q).astype(jnp.int32)
+    within = jnp.pad(keys, ((0, 0), (0, 1)))[:, : each * C].reshape(B * each, C)[:, :-1]
+    pressed = 1 + jax.random.randint(key, (B * each, 1), 0, jnp.maximum(num_keys, 1))
+    return Presses(context, jnp.concatenate([within, pressed, jnp.zeros_like(pressed)], axis=1))
+
+
+def play_presses(model: DynamicsModel, presses: Presses, key: jax.Array) -> jax.Array:
+    """The contexts and what the model plays after them, at temperature 1: codes int32 [R, F, Q]."""
+    R, start, _ = presses.context.shape
+    stride, layers = model.action_stride, model.layers()
+    given = jnp.pad(presses.context, ((0, 0), (0, PLAYED_BLOCKS * stride), (0, 0)))
+    by_frame = align_actions(presses.actions, jnp.asarray(model.null_action), stride)
+
+    def step(state: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+        frame, action, given = inputs
+        frame_key = jax.random.fold_in(key, frame)
+
+        def choose(logits: jax.Array, codebook: int) -> jax.Array:
+            drawn = jax.random.categorical(jax.random.fold_in(frame_key, codebook), logits)
+            return jnp.where(frame < start, given[:, codebook], drawn.astype(jnp.int32))
+
+        return model.play(layers, state, action, choose)
+
+    inputs = (jnp.arange(given.shape[1]), by_frame.T, given.transpose(1, 0, 2))
+    return jax.lax.scan(step, model.init_state(R), inputs)[1].transpose(1, 0, 2)
+
+
+def is_heard(presses: Presses, heard: jax.Array) -> jax.Array:
+    """Whether a press is heard: bool [R], from the keys int [R, N - 1] that the LAM hears in what was played."""
+    first, second = heard[:, -PLAYED_BLOCKS], heard[:, 1 - PLAYED_BLOCKS]
+    return jnp.where(first > 0, first, second) == presses.key
+
+
+def success_weights(presses: Presses, succeeded: jax.Array, max_keys: int) -> jax.Array:
+    """Weights [R] of the successes, all keys that had one alike whatever their number; they add up to 1, or to 0."""
+    by_key = jax.nn.one_hot(presses.key, max_keys + 1) * succeeded[:, None]
+    successes = by_key.sum(axis=0)
+    own = (by_key / jnp.maximum(successes, 1)).sum(axis=1)
+    return own / jnp.maximum(jnp.sum(successes > 0), 1)
+
+
+def practice_gradient(
+    models: Models, params: Any, codes: jax.Array, keys: jax.Array, num_keys: jax.Array, listen: Listen, key: jax.Array
+) -> tuple[Any, jax.Array]:
+    """Gradient of what the successes of a batch's presses cost, in nats per token, and the share that succeeded.
+
+    Args:
+      models: of the run.
+      params: of the dynamics model.
+      codes: of the batch, int [B, N * S, Q].
+      keys: of the batch, int [B, N - 1].
+      num_keys: int [].
+      listen: of the run's LAM.
+      key: random key.
+    """
+    key_press, key_play = jax.random.split(key)
+    presses = draw_presses(models, codes, keys, num_keys, key_press)
+    played = play_presses(models.dynamics(params), presses, key_play)
+    succeeded = is_heard(presses, listen(played))
+    weights = success_weights(presses, succeeded, models.num_codes)
+    start = presses.context.shape[1]
+
+    def loss(params: Any) -> jax.Array:
+        logits = models.dynamics(params)(played, presses.actions)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, played)[:, start:]
+        return jnp.sum(losses.mean(axis=(1, 2)) * weights)
+
+    return jax.grad(loss)(params), succeeded.mean()

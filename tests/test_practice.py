@@ -1,0 +1,209 @@
+"""Practice: what is pressed and played, what counts as heard, and that it teaches the model to be heard."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import CODEC, random_waveform, tiny_config, tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from melodjinn_jax.codecs.fitted import LATENT_DIM, FittedCodec, initial_params
+from melodjinn_jax.config import DataConfig, DynamicsConfig, TrainingConfig
+from melodjinn_jax.errors import UserError
+from melodjinn_jax.training.phases import PhaseMachine
+from melodjinn_jax.training.practice import (
+    PLAYED_BLOCKS,
+    Presses,
+    draw_presses,
+    is_heard,
+    play_presses,
+    practice_gradient,
+    success_weights,
+)
+from melodjinn_jax.training.state import Phase, commit
+from melodjinn_jax.training.step import make_train_step
+from melodjinn_jax.validation import check_config
+
+KEYS = 3
+
+
+def practising(stride: int = 1, frames: int = 6, **changes):
+    models = tiny_models()
+    actions = dataclasses.replace(models.config.latent_actions, action_stride=stride, collapse_frames=0)
+    changes = {"practice_weight": 1.0, "practice_frames": frames} | changes
+    dynamics = dataclasses.replace(models.config.dynamics, **changes)
+    return tiny_models(latent_actions=actions, dynamics=dynamics)
+
+
+@given(st.integers(1, 4), st.integers(2, 4), st.integers(4, 9), st.integers(1, 5), st.integers(0, 2**31))
+@settings(max_examples=25)
+def test_keys_are_pressed_after_stretches_of_the_clips_under_their_own_actions(stride, context, blocks, num_keys, seed):
+    models = practising(stride, context * stride)
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 16, (3, blocks * stride, 2))
+    keys = rng.integers(0, 5, (3, blocks - 1))
+    presses = draw_presses(models, jnp.asarray(codes), jnp.asarray(keys), jnp.asarray(num_keys), jax.random.key(seed))
+    each = blocks // context
+    assert presses.context.shape == (3 * each, context * stride, 2)
+    for row in range(3 * each):
+        clip, first = row // each, row % each * context
+        assert np.array_equal(presses.context[row], codes[clip, first * stride : (first + context) * stride])
+        assert np.array_equal(presses.actions[row, : context - 1], keys[clip, first : first + context - 1])
+    assert set(np.asarray(presses.key).tolist()) <= set(range(1, num_keys + 1))
+    assert not np.any(presses.actions[:, -1])
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_played_follows_its_context(stride, rng):
+    models = practising(stride)
+    model = models.dynamics(models.init_dynamics(jax.random.key(0)))
+    context = jnp.asarray(rng.integers(0, 16, (4, 6, 2)))
+    presses = Presses(context, jnp.asarray(rng.integers(0, KEYS + 1, (4, 6 // stride + PLAYED_BLOCKS - 1))))
+    played, again, other = (play_presses(model, presses, jax.random.key(seed)) for seed in (1, 1, 2))
+    assert played.shape == (4, 6 + PLAYED_BLOCKS * stride, 2)
+    assert np.array_equal(played[:, :6], context)
+    assert np.array_equal(played, again)
+    assert not np.array_equal(played, other)
+
+
+def test_a_press_is_heard_at_once_or_a_block_later():
+    pressed = jnp.asarray([[1, 2, 0]] * 5)
+    heard = jnp.asarray([[0, 2, 0], [0, 0, 2], [0, 1, 2], [2, 0, 0], [2, 0, 1]])
+    assert is_heard(Presses(jnp.zeros((5, 2, 2)), pressed), heard).tolist() == [True, True, False, False, False]
+
+
+@given(st.lists(st.tuples(st.integers(1, KEYS), st.booleans()), min_size=1, max_size=20))
+def test_all_keys_that_were_heard_weigh_alike(presses):
+    keys, succeeded = (np.array(column) for column in zip(*presses, strict=True))
+    actions = jnp.asarray(np.stack([keys, np.zeros_like(keys)], axis=1))
+    weights = np.asarray(success_weights(Presses(jnp.zeros((len(keys), 2, 2)), actions), jnp.asarray(succeeded), KEYS))
+    assert not weights[~succeeded].any()
+    had = np.unique(keys[succeeded])
+    for key in had:
+        assert weights[(keys == key) & succeeded].sum() == pytest.approx(1 / len(had), rel=1e-5)
+
+
+def test_a_model_that_practises_learns_to_be_heard(rng):
+    """A listener that hears key k in every token below 5 k but not below 5 (k - 1): each key has its own tokens."""
+    models = practising()
+    params = models.init_dynamics(jax.random.key(0))
+    codes = jnp.asarray(rng.integers(0, 16, (8, 24, 2)))
+    keys = jnp.zeros((8, 23), jnp.int32)
+
+    def listen(played):
+        return jnp.where(played[:, 1:, 0] < 15, 1 + played[:, 1:, 0] // 5, 0)
+
+    optimizer = optax.adam(1e-2)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, key):
+        grads, recovery = practice_gradient(models, params, codes, keys, jnp.asarray(KEYS), listen, key)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state, recovery
+
+    shares = []
+    for seed in range(60):
+        params, state, recovery = step(params, state, jax.random.key(seed))
+        shares.append(float(recovery))
+    assert np.mean(shares[:3]) < 0.5
+    assert np.mean(shares[-5:]) > 0.9
+
+
+def test_what_is_not_heard_teaches_nothing(rng):
+    models = practising()
+    params = models.init_dynamics(jax.random.key(0))
+    codes = jnp.asarray(rng.integers(0, 16, (2, 24, 2)))
+    keys = jnp.asarray(rng.integers(0, 2, (2, 23)))
+
+    def deaf(played):
+        return jnp.zeros((len(played), played.shape[1] - 1), jnp.int32)
+
+    grads, recovery = practice_gradient(models, params, codes, keys, jnp.asarray(KEYS), deaf, jax.random.key(0))
+    assert float(recovery) == 0
+    assert float(optax.global_norm(grads)) == 0
+
+
+@pytest.fixture(scope="module")
+def codec() -> FittedCodec:
+    rng = np.random.default_rng(0)
+    entries = rng.standard_normal((CODEC.num_codebooks, CODEC.codebook_size, LATENT_DIM)).astype(np.float32)
+    return FittedCodec(initial_params(jax.random.key(0)), entries, 1.0)
+
+
+def frozen_state(models, rng):
+    machine = PhaseMachine(models, random_waveform(rng, 8, 48))
+    state, record = machine.start({}, False)
+    for step in (4, 8):
+        state, record = machine.advance({**state, "step": jnp.asarray(step, jnp.int32)}, record, step)
+    assert record.phase is Phase.FROZEN
+    # Keys to press and to hear, whatever the untrained LAM found.
+    return commit({**state, "key_of_code": 1 + jnp.arange(models.num_codes, dtype=jnp.int32) % KEYS})
+
+
+def batches_of(rng, count):
+    waveform = random_waveform(rng, 4 * count, 24).reshape(count, 4, 24, -1)
+    codes = rng.integers(0, CODEC.codebook_size, (count, 4, 24, 2)).astype(np.uint16)
+    return [{"waveform": w, "codes": c} for w, c in zip(waveform, codes, strict=True)]
+
+
+def test_practice_begins_when_it_is_told_and_compiles_once(rng, codec):
+    # The dynamics model has steps 8 to 11; half of them are done at step 10.
+    models = practising()
+    without = practising(practice_weight=0.0)
+    state, batches = frozen_state(models, rng), batches_of(rng, 4)
+    train_step, plain_step = make_train_step(models, Phase.FROZEN, codec=codec), make_train_step(without, Phase.FROZEN)
+    plain, metrics = jax.tree.map(jnp.copy, state), []
+    same = []
+    for batch in batches:
+        with jax.transfer_guard("disallow"):
+            placed = jax.device_put(batch)
+            state, values = train_step(state, placed)
+            plain, _ = plain_step(plain, placed)
+        metrics.append(values)
+        same.append(jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state["dynamics"], plain["dynamics"])))
+    assert same[:2] == [True, True]
+    assert [float(m["practice_recovery"]) for m in metrics[:2]] == [0, 0]
+    assert all(0 <= float(m["practice_recovery"]) <= 1 for m in metrics)
+    assert any(float(m["practice_recovery"]) > 0 for m in metrics[2:])
+    assert not any(same[2:])
+    assert train_step._cache_size() == 1
+
+
+def test_practice_is_the_same_in_one_dispatch_and_in_many(rng, codec):
+    models = practising(practice_from=0.0)
+    state, batches = frozen_state(models, rng), batches_of(rng, 2)
+    alone = jax.tree.map(jnp.copy, state)
+    for batch in batches:
+        alone, _ = make_train_step(models, Phase.FROZEN, codec=codec)(alone, batch)
+    rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    together, _ = make_train_step(models, Phase.FROZEN, 2, codec)(state, rows)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "data", "message"),
+    [
+        ({"practice_weight": -1.0}, {}, "dynamics.practice_weight is -1.0"),
+        ({"practice_from": 1.5}, {}, "dynamics.practice_from is 1.5"),
+        ({"practice_frames": 5}, {}, "must be a multiple of latent_actions.action_stride, 2"),
+        ({"practice_frames": 2}, {}, "must be a multiple of latent_actions.action_stride, 2, two or more"),
+        ({"practice_frames": 48}, {}, "training.crop_frames is only 24"),
+        ({}, {"actions": "auto"}, "it needs a LAM that listens"),
+    ],
+)
+def test_practice_that_cannot_work_is_refused(changes, data, message):
+    config = tiny_config(
+        data=DataConfig(datasets=("music",), **data),
+        latent_actions=dataclasses.replace(tiny_config().latent_actions, action_stride=2),
+        dynamics=dataclasses.replace(DynamicsConfig(), **({"practice_weight": 1.0, "practice_frames": 8} | changes)),
+        training=TrainingConfig(steps=12, batch_size=4, crop_frames=24),
+    )
+    with pytest.raises(UserError) as caught:
+        check_config(config)
+    assert message in str(caught.value)
