@@ -39,10 +39,10 @@ def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str
 
 UNPRACTISED = {"dynamics.practice-weight": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
-    "spectra/4": lam("spectra", 4, 0.18),
-    "unpractised/4": lam("spectra", 4, 0.18) | UNPRACTISED,
-    "mel/4": lam("mel", 4, 0.18),
-    "recording/4": lam("spectra", 4, 0.18, hears="recording"),
+    "spectra/4": lam("spectra", 4, 0.17),
+    "unpractised/4": lam("spectra", 4, 0.17) | UNPRACTISED,
+    "mel/4": lam("mel", 4, 0.17),
+    "recording/4": lam("spectra", 4, 0.17, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
     "spectra/8": lam("spectra", 8, 0.3),
     "spectra/16": lam("spectra", 16, 0.5),

@@ -37,7 +37,7 @@ def get_config() -> Config:
             # Four kinds of events: the sixth of the blocks about which there is most to say. Music has no clusters to
             # be found and merged, as drums have.
             max_codes=5,
-            event_share=0.18,
+            event_share=0.17,
             merge="none",
             collapse_frames=0,
         ),
@@ -50,7 +50,9 @@ def get_config() -> Config:
             # music was foretold worse with its actions than without.
             ema_decay=0.99,
             action_dropout=0.2,
+            # Practised at the strength at which they are played, so that what music teaches about them is not lost.
             practice_weight=1.0,
+            practice_strength=2.0,
         ),
         # The latents of the warm-up are the actions: a codebook that trains on would move the events.
         phases=PhasesConfig(discover_steps=500, freeze="step", freeze_deadline=501),

@@ -156,6 +156,9 @@ class DynamicsConfig:
     practice_weight: float = 0.0
     """Weight of practice in the loss: keys pressed at random and played, from which the model learns where the LAM
     hears the key that was pressed; 0: none."""
+    practice_strength: float = 1.0
+    """Strength at which keys are pressed in practice. Above 1 (then to be played so, too), what strength 1 means is
+    left to be learnt from music alone."""
     practice_from: float = 0.5
     """Share of the dynamics model's steps after which practice begins."""
     practice_frames: int = 40

@@ -177,7 +177,7 @@ def _dynamics(config: Config) -> Checks:
     yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
     yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
-    yield from _at_least(dynamics, "dynamics", 0, "practice_weight")
+    yield from _at_least(dynamics, "dynamics", 0, "practice_weight", "practice_strength")
     yield from _share(dynamics, "dynamics", "practice_from")
     if dynamics.practice_weight > 0:
         yield from _practice(config)

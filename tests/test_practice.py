@@ -63,7 +63,7 @@ def test_what_is_played_follows_its_context(stride, rng):
     model = models.dynamics(models.init_dynamics(jax.random.key(0)))
     context = jnp.asarray(rng.integers(0, 16, (4, 6, 2)))
     presses = Presses(context, jnp.asarray(rng.integers(0, KEYS + 1, (4, 6 // stride + PLAYED_BLOCKS - 1))))
-    played, again, other = (play_presses(model, presses, jax.random.key(seed)) for seed in (1, 1, 2))
+    played, again, other = (play_presses(model, presses, 1.0, jax.random.key(seed)) for seed in (1, 1, 2))
     assert played.shape == (4, 6 + PLAYED_BLOCKS * stride, 2)
     assert np.array_equal(played[:, :6], context)
     assert np.array_equal(played, again)
@@ -87,9 +87,10 @@ def test_all_keys_that_were_heard_weigh_alike(presses):
         assert weights[(keys == key) & succeeded].sum() == pytest.approx(1 / len(had), rel=1e-5)
 
 
-def test_a_model_that_practises_learns_to_be_heard(rng):
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_a_model_that_practises_learns_to_be_heard(strength, rng):
     """A listener that hears key k in every token below 5 k but not below 5 (k - 1): each key has its own tokens."""
-    models = practising()
+    models = practising(practice_strength=strength)
     params = models.init_dynamics(jax.random.key(0))
     codes = jnp.asarray(rng.integers(0, 16, (8, 24, 2)))
     keys = jnp.zeros((8, 23), jnp.int32)

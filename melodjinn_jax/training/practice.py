@@ -59,12 +59,19 @@ def draw_presses(models: Models, codes: jax.Array, keys: jax.Array, num_keys: ja
     return Presses(context, jnp.concatenate([within, pressed, jnp.zeros_like(pressed)], axis=1))
 
 
-def play_presses(model: DynamicsModel, presses: Presses, key: jax.Array) -> jax.Array:
+def embedded(model: DynamicsModel, presses: Presses, strength: float) -> jax.Array:
+    """The actions of presses at this strength: [R, C + 1, D]."""
+    R, N = presses.actions.shape
+    return model.action_embedding(presses.actions.ravel(), jnp.full(R * N, strength)).reshape(R, N, -1)
+
+
+def play_presses(model: DynamicsModel, presses: Presses, strength: float, key: jax.Array) -> jax.Array:
     """The contexts and what the model plays after them, at temperature 1: codes int32 [R, F, Q]."""
     R, start, _ = presses.context.shape
     stride, layers = model.action_stride, model.layers()
     given = jnp.pad(presses.context, ((0, 0), (0, PLAYED_BLOCKS * stride), (0, 0)))
-    by_frame = align_actions(presses.actions, jnp.asarray(model.null_action), stride)
+    null = model.embed_action(jnp.asarray(model.null_action))
+    by_frame = align_actions(embedded(model, presses, strength), null, stride)
 
     def step(state: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         frame, action, given = inputs
@@ -76,8 +83,8 @@ def play_presses(model: DynamicsModel, presses: Presses, key: jax.Array) -> jax.
 
         return model.play(layers, state, action, choose)
 
-    inputs = (jnp.arange(given.shape[1]), by_frame.T, given.transpose(1, 0, 2))
-    return jax.lax.scan(step, model.init_state(R), inputs)[1].transpose(1, 0, 2)
+    inputs = (jnp.arange(given.shape[1]), by_frame.swapaxes(0, 1), given.swapaxes(0, 1))
+    return jax.lax.scan(step, model.init_state(R), inputs)[1].swapaxes(0, 1)
 
 
 def is_heard(presses: Presses, heard: jax.Array) -> jax.Array:
@@ -110,13 +117,15 @@ def practice_gradient(
     """
     key_press, key_play = jax.random.split(key)
     presses = draw_presses(models, codes, keys, num_keys, key_press)
-    played = play_presses(models.dynamics(params), presses, key_play)
+    strength = models.config.dynamics.practice_strength
+    played = play_presses(models.dynamics(params), presses, strength, key_play)
     succeeded = is_heard(presses, listen(played))
     weights = success_weights(presses, succeeded, models.num_codes)
     start = presses.context.shape[1]
 
     def loss(params: Any) -> jax.Array:
-        logits = models.dynamics(params)(played, presses.actions)
+        model = models.dynamics(params)
+        logits = model(played, embedded(model, presses, strength))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, played)[:, start:]
         return jnp.sum(losses.mean(axis=(1, 2)) * weights)
 
