@@ -51,6 +51,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
     machine = make_machine(models, data, codec)
     share = host_share(mesh)
     display = sys.stderr if is_primary() else io.StringIO()
+    hear = None if data.labels else hearing(config, codec)
     batches = training_iterator(
         data,
         batch_size=config.training.batch_size,
@@ -59,7 +60,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
         stride=config.latent_actions.action_stride,
         share=share,
         fields=("codes",) if data.labels else ("waveform", "codes"),
-        hear=None if data.labels else hearing(config, codec),
+        hear=hear,
         workers=config.runtime.data_workers,
     )
     measures_held_out = bool(config.data.datasets) and config.runtime.evaluate
@@ -93,6 +94,8 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
                 is_new = (record.phase, size) not in train_steps
                 if is_new:
                     train_steps[record.phase, size] = make_train_step(models, record.phase, size, codec)
+                if hear:  # it decodes on the device, after the step under way, which is no loss of the data's
+                    jax.block_until_ready(state)
                 with wall_time.losing("data"):
                     rows = [next(batches) for _ in range(size)]
                     batch = place_batches(rows, mesh, share)
