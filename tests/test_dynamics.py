@@ -112,6 +112,24 @@ def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs
 
 
 @LAYOUTS
+@pytest.mark.parametrize("frames", [1, 3, 5, 12])
+def test_frames_taken_in_one_pass_leave_the_state_that_playing_them_leaves(inputs, layout, frames):
+    codes, rng = inputs
+    models = make(layout, window=5)
+    model = models.dynamics(models.init_dynamics(jax.random.key(0)))
+    codes = jnp.asarray(codes[:, :frames], jnp.int32)
+    actions = model.embed_action(jnp.asarray(rng.integers(0, 8, (2, frames))))
+    layers, played = model.layers(), model.init_state(2)
+    for frame in range(frames):
+        played, _ = model.play(layers, played, actions[:, frame], lambda _, book, frame=frame: codes[:, frame, book])
+    at_once = model.state_after(layers, codes, actions)
+    assert jax.tree.structure(at_once) == jax.tree.structure(played)
+    for one, other in zip(jax.tree.leaves(at_once), jax.tree.leaves(played), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@LAYOUTS
 def test_sampling_is_reproducible_and_top_1_is_greedy(inputs, layout):
     codes, rng = inputs
     models = make(layout)

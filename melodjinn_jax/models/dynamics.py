@@ -103,6 +103,15 @@ class DynamicsModel(nnx.Module):
         """All blocks one by one, taken once for all frames of a stream."""
 
     @abstractmethod
+    def fill_cache(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> KVCache:
+        """The cache of a stream that has played these codes under these embedded actions, in one pass."""
+
+    def state_after(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> DynamicsState:
+        """The state of a stream after frames that are known: what `play` leaves after each of them in turn."""
+        cache = self.fill_cache(layers, codes_BFQ, actions_BFD)
+        return DynamicsState(cache, codes_BFQ[:, -1].astype(jnp.int32), jnp.asarray(codes_BFQ.shape[1], jnp.int32))
+
+    @abstractmethod
     def play(
         self, layers: tuple[Block, ...], state: DynamicsState, action_B: jax.Array, choose: Choose
     ) -> tuple[DynamicsState, jax.Array]:
@@ -152,13 +161,20 @@ class FlatDynamics(DynamicsModel):
         self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, window, compute, rngs)
         self.unembed = nnx.Linear(config.dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
 
-    def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
+    def _inputs(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
+        """Of the transformer, [B, F * Q, D]."""
         B, F, Q = context_BFQ.shape
         begin = jnp.full((B, 1), self.begin_token, context_BFQ.dtype)
         previous = jnp.concatenate([begin, context_BFQ.reshape(B, F * Q)[:, :-1]], axis=1)
         x = self.embed_token(previous).reshape(B, F, Q, -1) + self.embed_codebook.embedding[...]
-        hidden = self.transformer((x + actions_BFD[:, :, None]).reshape(B, F * Q, -1))
-        return self.unembed(hidden).reshape(B, F, Q, -1)
+        return (x + actions_BFD[:, :, None]).reshape(B, F * Q, -1)
+
+    def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
+        hidden = self.transformer(self._inputs(context_BFQ, actions_BFD))
+        return self.unembed(hidden).reshape(*context_BFQ.shape, -1)
+
+    def fill_cache(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> KVCache:
+        return self.transformer.fill_cache(layers, self._inputs(codes_BFQ, actions_BFD))
 
     def layers(self) -> tuple[Block, ...]:
         return self.transformer.layers()
@@ -198,10 +214,18 @@ class DepthDynamics(DynamicsModel):
     def _embed(self, tokens: jax.Array, codebooks: jax.Array) -> jax.Array:
         return self.embed_token(tokens + codebooks * (self.codebook_size + 2))
 
+    def _embed_frames(self, codes_BFQ: jax.Array) -> jax.Array:
+        """[B, F + 1, Q, D]: the begin tokens, then the codes."""
+        begin = jnp.full_like(codes_BFQ[:, :1], self.begin_token)
+        return self._embed(jnp.concatenate([begin, codes_BFQ], axis=1), jnp.arange(self.num_codebooks))
+
+    def fill_cache(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> KVCache:
+        x = self._embed_frames(codes_BFQ)[:, :-1].sum(axis=2) + actions_BFD
+        return self.transformer.fill_cache(layers[: self.transformer.num_layers], x)
+
     def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
         B, F, Q = context_BFQ.shape
-        begin = jnp.full_like(context_BFQ[:, :1], self.begin_token)
-        embedded = self._embed(jnp.concatenate([begin, context_BFQ], axis=1), jnp.arange(Q))
+        embedded = self._embed_frames(context_BFQ)
         frames = self.transformer(embedded[:, :-1].sum(axis=2) + actions_BFD)
         # The first codebook has no token before it in its frame: there stands the begin token.
         first = jnp.broadcast_to(embedded[:, :1, :1], (B, F, 1, embedded.shape[-1]))

@@ -90,11 +90,15 @@ class Attention(nnx.Module):
         return self.query_norm(q).astype(v.dtype), self.key_norm(k).astype(v.dtype), v
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        return self.over(x_BLD)[0]
+
+    def over(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A whole sequence: outputs [B, L, D], and the keys and values [B, L, A, P] that later positions look at."""
         q, k, v = self.project(x_BLD)
-        positions = jnp.arange(x_BLD.shape[1])
-        table = rotary_table(positions, self.head_dim)
-        mixed = windowed_attention(rotate(q, table), rotate(k, table), v, self.sink[...], self.window, self.kernel)
-        return self.out(mixed.reshape(x_BLD.shape))
+        table = rotary_table(jnp.arange(x_BLD.shape[1]), self.head_dim)
+        k = rotate(k, table)
+        mixed = windowed_attention(rotate(q, table), k, v, self.sink[...], self.window, self.kernel)
+        return self.out(mixed.reshape(x_BLD.shape)), k, v
 
     def step(self, x_BD, keys_BWAP, values_BWAP, position) -> tuple[jax.Array, jax.Array, jax.Array]:
         """One position against the ring: returns the output [B, D] and the updated keys and values."""
@@ -130,6 +134,12 @@ class Block(nnx.Module):
         x_BLD = pin_batch(x_BLD)
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
         return pin_batch(x_BLD + self.mlp(x_BLD))
+
+    def over(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A whole sequence, and its keys and values, as `Attention.over` gives them."""
+        mixed, keys, values = self.attention.over(self.attention_norm(x_BLD))
+        x_BLD = x_BLD + mixed
+        return x_BLD + self.mlp(x_BLD), keys, values
 
     def step(self, x_BD, keys, values, position) -> tuple[jax.Array, jax.Array, jax.Array]:
         mixed, keys, values = self.attention.step(self.attention_norm(x_BD), keys, values, position)
@@ -167,6 +177,19 @@ class Transformer(nnx.Module):
         shape = (batch_size, self.window, self.num_heads, self.head_dim)
         zeros = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.num_layers))
         return KVCache(zeros, zeros)
+
+    def fill_cache(self, layers: tuple[Block, ...], x_BLD: jax.Array) -> KVCache:
+        """The ring after a sequence of at least one position: what as many calls of `step` leave, in one pass."""
+        x_BLD, length = x_BLD.astype(self.dtype), x_BLD.shape[1]
+        kept = min(length, self.window)
+        places = np.arange(length - kept, length) % self.window
+        cache = self.init_cache(len(x_BLD))
+        keys, values = [], []
+        for block, empty in zip(layers, cache.keys, strict=True):
+            x_BLD, layer_keys, layer_values = block.over(x_BLD)
+            keys.append(empty.at[:, places].set(layer_keys[:, -kept:]))
+            values.append(empty.at[:, places].set(layer_values[:, -kept:]))
+        return KVCache(tuple(keys), tuple(values))
 
     def layers(self) -> tuple[Block, ...]:
         """The blocks one by one. A loop over positions takes them as constants, sliced once, before it begins."""

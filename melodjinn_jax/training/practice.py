@@ -67,24 +67,23 @@ def embedded(model: DynamicsModel, presses: Presses, strength: float) -> jax.Arr
 
 def play_presses(model: DynamicsModel, presses: Presses, strength: float, key: jax.Array) -> jax.Array:
     """The contexts and what the model plays after them, at temperature 1: codes int32 [R, F, Q]."""
-    R, start, _ = presses.context.shape
     stride, layers = model.action_stride, model.layers()
-    given = jnp.pad(presses.context, ((0, 0), (0, PLAYED_BLOCKS * stride), (0, 0)))
     null = model.embed_action(jnp.asarray(model.null_action))
-    by_frame = align_actions(embedded(model, presses, strength), null, stride)
+    actions = align_actions(embedded(model, presses, strength), null, stride)
+    start = presses.context.shape[1]
+    state = model.state_after(layers, presses.context, actions[:, :start])
 
     def step(state: Any, inputs: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
-        frame, action, given = inputs
-        frame_key = jax.random.fold_in(key, frame)
+        frame_key, action = inputs
 
         def choose(logits: jax.Array, codebook: int) -> jax.Array:
-            drawn = jax.random.categorical(jax.random.fold_in(frame_key, codebook), logits)
-            return jnp.where(frame < start, given[:, codebook], drawn.astype(jnp.int32))
+            return jax.random.categorical(jax.random.fold_in(frame_key, codebook), logits).astype(jnp.int32)
 
         return model.play(layers, state, action, choose)
 
-    inputs = (jnp.arange(given.shape[1]), by_frame.swapaxes(0, 1), given.swapaxes(0, 1))
-    return jax.lax.scan(step, model.init_state(R), inputs)[1].swapaxes(0, 1)
+    inputs = (jax.random.split(key, PLAYED_BLOCKS * stride), actions[:, start:].swapaxes(0, 1))
+    _, played = jax.lax.scan(step, state, inputs)
+    return jnp.concatenate([presses.context, played.swapaxes(0, 1)], axis=1)
 
 
 def is_heard(presses: Presses, heard: jax.Array) -> jax.Array:
