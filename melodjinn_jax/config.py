@@ -242,7 +242,8 @@ class EvaluationConfig:
     temperature: float = 0.5
     """Temperature of the measures under `sampled`; the others are greedy."""
     strength: float = 1.0
-    """Strength of the actions in what is played for the measures under `meaning`: 1 is as they were trained."""
+    """Strength of the actions in what is played, for the measures of music and by the commands that play: 1 is as they
+    were trained."""
     generate: bool = True
     """Generate, and measure what is heard; false: only the losses on held-out clips, which is soon done."""
 

@@ -66,7 +66,7 @@ def render(run: Run, arguments: GenerateArguments) -> np.ndarray:
     given[0, : len(prompt.codes)] = prompt.codes
     codes = generate(
         run.models,
-        run.state["dynamics"],
+        run.played_dynamics,
         given,
         len(prompt.codes),
         np.concatenate([heard, keys])[None],

@@ -7,6 +7,7 @@ import webbrowser
 from dataclasses import dataclass
 from functools import partial
 
+from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.experiment import command_line, parse_arguments
 from melodjinn_jax.live.keys import holds_keys, label_keys
@@ -36,12 +37,12 @@ class PlayArguments:
     """Streams at once."""
     seed: int = 0
     """Random seed of the sampling."""
-    temperature: float = 0.5
-    """0 takes the likeliest token; higher is freer."""
+    temperature: float | None = None
+    """0 takes the likeliest token; higher is freer. By default that at which the run is evaluated."""
     top_k: int = 0
     """Sample from the likeliest tokens only; 0: from all."""
-    strength: float = 1.0
-    """How much actions count: 1 as trained, 0 not at all."""
+    strength: float | None = None
+    """How much actions count: 1 as trained, 0 not at all. By default that at which the run is evaluated."""
     mock: bool = False
     """Bells instead of a trained run, to work on the page."""
     browser: bool = True
@@ -61,19 +62,27 @@ def check_arguments(arguments: PlayArguments) -> None:
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed is {arguments.seed}: it must lie between 0 and 2^32 - 1")
     for name, value, most in (("temperature", arguments.temperature, 2), ("strength", arguments.strength, 3)):
-        if not 0 <= value <= most:
+        if value is not None and not 0 <= value <= most:
             raise UserError(f"--{name} is {value}: it must lie between 0 and {most}")
     if arguments.top_k < 0:
         raise UserError(f"--top-k is {arguments.top_k}: it must not be negative")
 
 
+def make_sampling(arguments: PlayArguments, usual: EvaluationConfig) -> Sampling:
+    """How every stream samples at first: as the arguments say, else as the run is evaluated."""
+    temperature = usual.temperature if arguments.temperature is None else arguments.temperature
+    strength = usual.strength if arguments.strength is None else arguments.strength
+    return Sampling(arguments.seed, temperature, arguments.top_k, strength)
+
+
 def make_stage(arguments: PlayArguments) -> Stage:
     """What is played, loaded and compiled. Raises `UserError` if there is nothing to play."""
-    sampling = Sampling(arguments.seed, arguments.temperature, arguments.top_k, arguments.strength)
     if arguments.mock:
+        sampling = make_sampling(arguments, EvaluationConfig())
         return Stage(MockStreamer(arguments.listeners), mock_prompt(), sampling, MOCK_KEY_NAMES, holds=False)
     dispatch_in_place()
     run = load_run(arguments.workdir)
+    sampling = make_sampling(arguments, run.config.evaluation)
     tune_process(run.config.runtime.compile_cache)
     prompt = make_prompt(run, arguments.prompt)
     print(f"{run.config.name}, step {run.step}: compiling", file=sys.stderr)

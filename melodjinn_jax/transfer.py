@@ -29,12 +29,12 @@ class TransferArguments:
     """Recording whose sound they are played on; empty: from silence."""
     seed: int = 0
     """Random seed of the sampling and of the shuffles."""
-    temperature: float = 0.5
-    """0 takes the likeliest token; higher is freer."""
+    temperature: float | None = None
+    """0 takes the likeliest token; higher is freer. By default that at which the run is evaluated."""
 
 
 def check_arguments(arguments: TransferArguments) -> None:
-    if not arguments.temperature >= 0:
+    if arguments.temperature is not None and not arguments.temperature >= 0:
         raise UserError(f"--temperature is {arguments.temperature}: it must not be negative")
     if not 0 <= arguments.seed < 2**31:
         raise UserError(f"--seed is {arguments.seed}: it must lie between 0 and 2^31 - 1")
@@ -58,7 +58,8 @@ def run_transfer(run: Run, arguments: TransferArguments) -> dict[str, Any]:
         prompt = load_audio(arguments.prompt, run.codec.sample_rate)
         check_recording(run, "--prompt", arguments.prompt, prompt)
     recordings = prepare(run, source, prompt)
-    temperature, seed = arguments.temperature, arguments.seed
+    usual, seed = run.config.evaluation.temperature, arguments.seed
+    temperature = usual if arguments.temperature is None else arguments.temperature
     played = transfer(run, recordings, recordings.keys[None], temperature, seed)[0]
     write_wav(arguments.out, played, run.codec.sample_rate)
     scores = score(run, recordings, played, temperature, seed)

@@ -114,7 +114,7 @@ def press_keys(
         keys[key - 1, [frame // stride - 1 for frame, _ in own]] = key
     given = np.zeros((num_keys, frames, codec.num_codebooks), np.int32)
     given[:, :start] = prompt
-    codes = generate(run.models, run.state["dynamics"], given, start, keys, temperature=temperature)
+    codes = generate(run.models, run.played_dynamics, given, start, keys, temperature=temperature)
     sound = np.asarray(codec.decode(codes))
     return {f"key_{key}": sound[key - 1] for key in presses}, {str(key): own for key, own in presses.items()}
 
@@ -157,7 +157,7 @@ def play_keys(run: Run, drum_names: Sequence[str | None]) -> tuple[dict[str, np.
         for frame, key in row_presses:
             actions[row, frame // stride - 1] = key
     prompt = np.broadcast_to(_silence(codec, frames), (len(presses), frames, codec.num_codebooks))
-    waveforms = np.asarray(codec.decode(generate(run.models, run.state["dynamics"], prompt, start, actions)))
+    waveforms = np.asarray(codec.decode(generate(run.models, run.played_dynamics, prompt, start, actions)))
     clips = {f"key_{key}": waveforms[key - 1, : key_frames * codec.hop_length] for key in alone}
     return {**clips, "performance": waveforms[-1]}, {str(key): value for key, value in alone.items()}, groove
 

@@ -64,7 +64,10 @@ def prepare(run: Run, source: np.ndarray, prompt: np.ndarray | None) -> Recordin
 
 
 def transfer(run: Run, recordings: Recordings, keys: np.ndarray, temperature: float, seed: int) -> np.ndarray:
-    """Sound float32 [B, N * S * H] of keys [B, N - 1] played on after the prompt, which is not part of it."""
+    """Sound float32 [B, N * S * H] of keys [B, N - 1] played on after the prompt, which is not part of it.
+
+    The actions have the strength at which the run is evaluated.
+    """
     stride, start = run.action_space.stride, len(recordings.prompt)
     rows, frames = len(keys), start + (keys.shape[1] + 1) * stride
     given = np.zeros((rows, frames, recordings.prompt.shape[1]), np.int32)
@@ -73,7 +76,7 @@ def transfer(run: Run, recordings: Recordings, keys: np.ndarray, temperature: fl
     before = np.broadcast_to(np.append(recordings.heard, 0), (rows, start // stride))
     codes = generate(
         run.models,
-        run.state["dynamics"],
+        run.played_dynamics,
         given,
         start,
         np.concatenate([before, keys], axis=1),

@@ -23,6 +23,7 @@ from melodjinn_jax.data.mixture import Mixture, open_mixture
 from melodjinn_jax.data.prepare import prepare_toy_drums
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.models.action_space import ActionSpace
+from melodjinn_jax.models.dynamics import strengthen
 from melodjinn_jax.training.checkpoint import CheckpointStore
 from melodjinn_jax.training.labelled import LabelledMachine, require_same_actions
 from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
@@ -175,6 +176,11 @@ class Run:
     @property
     def has_lam(self) -> bool:
         return "lam" in self.state
+
+    @property
+    def played_dynamics(self) -> Any:
+        """Parameters of the dynamics model under which actions have the strength at which the run is evaluated."""
+        return strengthen(self.state["dynamics"], self.models.num_codes, self.config.evaluation.strength)
 
     def heard(self, recording: np.ndarray, codes: np.ndarray) -> np.ndarray:
         """What the LAM hears, [B, F, H], of a recording of that shape with the codes [B, F, Q]."""

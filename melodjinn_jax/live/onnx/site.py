@@ -46,6 +46,7 @@ def describe(run: Run, weights: Weights, prompt: Prompt) -> dict[str, Any]:
         "codebook_size": codec.codebook_size,
         "keys": [{"key": key, "name": name} for key, name in enumerate(names)],
         "hold": holds_keys(run.config),
+        "settings": {"temperature": run.config.evaluation.temperature, "strength": run.config.evaluation.strength},
         "digests": {
             "model": model_digest(run.state["dynamics"]),
             "codec": codec.digest,

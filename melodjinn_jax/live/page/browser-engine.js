@@ -43,7 +43,7 @@ export class BrowserEngine {
       wav_frames: WAV_FRAMES,
       session_frames: MOST_FRAMES,
     };
-    this.settings = { temperature: 0.5, top_k: 0, strength: 1, ahead: 6, playing: false };
+    this.settings = { ...manifest.settings, top_k: 0, ahead: 6, playing: false };
     this.presses = new Presses(manifest.action_stride, manifest.hold);
     this.tempo = new Tempo(this.framesPerSecond, ...LIMITS.bpm);
     this.seed = 0;
