@@ -107,7 +107,9 @@ def fetch(source: Source, output: Path) -> int:
             git(scratch, "checkout", "-q", source.commit, "--", *missing)
             for path, place in missing.items():
                 place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(Path(scratch, path), place)
+                unfinished = place.with_name(f"{place.name}.part")
+                shutil.copyfile(Path(scratch, path), unfinished)
+                unfinished.rename(place)
     return len(places)
 
 

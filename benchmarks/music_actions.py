@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "recording/4": lam("spectra", 4, 0.17, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
     "spectra/8": lam("spectra", 8, 0.3),
-    "spectra/16": lam("spectra", 16, 0.5),
+    "spectra/16": lam("spectra", 16, 0.5) | {"dynamics.practice-frames": "32"},
 }
 DEAF = UNPRACTISED | {"dynamics.action-dropout": "1", "evaluation.generate": "false"}
 MEASURES = {

@@ -63,6 +63,12 @@ def compile_in_subprocess(arguments: CompileArguments) -> dict[str, Any]:
     Raises:
         UserError: libtpu is not there or crashed, the model does not fit, the mesh does not, or the model practises.
     """
+    practice_weight = arguments.settings.dynamics.practice_weight
+    if practice_weight and arguments.phase == "frozen":
+        raise UserError(
+            f"dynamics.practice_weight is {practice_weight}: practice needs a codec, and none is there ahead of time; "
+            "set it to 0"
+        )
     libtpu = importlib.util.find_spec("libtpu")
     if libtpu is None or libtpu.origin is None:
         raise UserError("libtpu, the TPU compiler, is not installed: pip install 'melodjinn-jax[aot]'")
@@ -74,11 +80,6 @@ def compile_in_subprocess(arguments: CompileArguments) -> dict[str, Any]:
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it locks a TPU for one process, but here there is none
     }
     config = arguments.settings
-    if config.dynamics.practice_weight:
-        raise UserError(
-            f"dynamics.practice_weight is {config.dynamics.practice_weight}: practice needs a codec, and none is there "
-            "ahead of time; set it to 0"
-        )
     shape = [arguments.codebooks, arguments.codebook_size]
     if not config.data.datasets:
         shape = [config.codec.num_codebooks, config.codec.codebook_size]

@@ -240,7 +240,8 @@ class EvaluationConfig:
     presses_per_key: int = 24
     """Presses of each key in the all-keys test; only of the drum world."""
     temperature: float = 0.5
-    """Temperature of the measures under `sampled`; the others are greedy."""
+    """Temperature of the measures under `sampled` (the others are greedy), and of the commands that play unless they
+    are told otherwise."""
     strength: float = 1.0
     """Strength of the actions in what is played, for the measures of music and by the commands that play: 1 is as they
     were trained."""

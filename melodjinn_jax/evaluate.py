@@ -45,6 +45,8 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
       UserError: the run cannot be loaded or the results cannot be written.
     """
     run = load_run(path)
+    # Whatever plays for the report does so as what is measured.
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, evaluation=config))
     print(f"evaluating step {run.step} on {config.clips} clips of the {config.split} split", file=sys.stderr)
     data = run.open_data()
     example: dict[str, Any] | None = None

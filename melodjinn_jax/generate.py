@@ -38,7 +38,7 @@ class GenerateArguments:
     seed: int = 0
     """Random seed of the sampling."""
     temperature: float = 0.0
-    """0 takes the likeliest token; higher is freer."""
+    """0 takes the likeliest token; higher is freer. Actions have the strength at which the run is evaluated."""
     top_k: int = 0
     """Sample from the likeliest tokens only; 0: from all."""
 

@@ -61,17 +61,20 @@ def check_arguments(arguments: PlayArguments) -> None:
         raise UserError(f"--listeners is {arguments.listeners}: it must lie between 1 and 64")
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed is {arguments.seed}: it must lie between 0 and 2^32 - 1")
-    for name, value, most in (("temperature", arguments.temperature, 2), ("strength", arguments.strength, 3)):
-        if value is not None and not 0 <= value <= most:
-            raise UserError(f"--{name} is {value}: it must lie between 0 and {most}")
     if arguments.top_k < 0:
         raise UserError(f"--top-k is {arguments.top_k}: it must not be negative")
 
 
 def make_sampling(arguments: PlayArguments, usual: EvaluationConfig) -> Sampling:
-    """How every stream samples at first: as the arguments say, else as the run is evaluated."""
+    """How every stream samples at first: as the arguments say, else as the run is evaluated.
+
+    Raises `UserError` for what the page cannot be set to.
+    """
     temperature = usual.temperature if arguments.temperature is None else arguments.temperature
     strength = usual.strength if arguments.strength is None else arguments.strength
+    for name, value, most in (("temperature", temperature, 2), ("strength", strength, 3)):
+        if not 0 <= value <= most:
+            raise UserError(f"--{name} is {value}: it must lie between 0 and {most}")
     return Sampling(arguments.seed, temperature, arguments.top_k, strength)
 
 

@@ -5,7 +5,6 @@ The same command again resumes. Read top to bottom; nothing here knows a model's
 
 import io
 import sys
-from contextlib import nullcontext
 
 import jax
 
@@ -94,14 +93,15 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
                 is_new = (record.phase, size) not in train_steps
                 if is_new:
                     train_steps[record.phase, size] = make_train_step(models, record.phase, size, codec)
-                if hear:  # it decodes on the device, after the step under way, which is no loss of the data's
+                if hear:  # decoding would wait for the step under way, which is not the data's fault
                     jax.block_until_ready(state)
                 with wall_time.losing("data"):
                     rows = [next(batches) for _ in range(size)]
                     batch = place_batches(rows, mesh, share)
                 profile.before(step + 1, step + size)
-                # The first call of a step compiles it. No step may move anything between host and device by itself.
-                with wall_time.losing("compile") if is_new else nullcontext(), jax.transfer_guard("disallow"):
+                # The first call of a step compiles it, for which the constants of a codec come to the host. Else no
+                # step may move anything between host and device by itself.
+                with wall_time.losing("compile") if is_new else jax.transfer_guard("disallow"):
                     state, values = train_steps[record.phase, size](state, batch)
                 step += size
                 profile.after(step, state)

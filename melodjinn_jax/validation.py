@@ -178,13 +178,25 @@ def _dynamics(config: Config) -> Checks:
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
     yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
     yield from _at_least(dynamics, "dynamics", 0, "practice_weight", "practice_strength")
-    yield from _share(dynamics, "dynamics", "practice_from")
+    yield (
+        not 0 <= dynamics.practice_from < 1,
+        f"dynamics.practice_from is {dynamics.practice_from}: it must lie in [0, 1)",
+    )
     if dynamics.practice_weight > 0:
         yield from _practice(config)
 
 
 def _practice(config: Config) -> Checks:
     dynamics, stride = config.dynamics, config.latent_actions.action_stride
+    yield (
+        config.phases.freeze == "never",
+        f"dynamics.practice_weight is {dynamics.practice_weight}: practice needs keys that stay what they are, but "
+        "phases.freeze is never; set one of the two",
+    )
+    yield (
+        config.runtime.accumulate > 1,
+        f"runtime.accumulate is {config.runtime.accumulate}: it must be 1 while dynamics.practice_weight is above 0",
+    )
     yield (
         bool(config.data.actions),
         f"dynamics.practice_weight is {dynamics.practice_weight}: it needs a LAM that listens, which a run on the "

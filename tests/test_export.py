@@ -244,6 +244,8 @@ def test_the_manifest_lists_every_binary_file_with_its_digest(run, fake_runtime,
         *manifest["files"],
     }
     assert manifest["digests"]["codec"] == run.codec.digest
+    evaluation = run.config.evaluation
+    assert manifest["settings"] == {"temperature": evaluation.temperature, "strength": evaluation.strength}
     assert manifest["prompt"] == {"codes": [[0] * CODEBOOKS], "actions": [65535]}
     assert "logits differ by at most" in capsys.readouterr().out
 

@@ -152,15 +152,17 @@ def test_a_labelled_run_has_the_action_space_of_its_labels_and_no_lam(trained):
     assert run.action_space == load_run(str(trained.lam_run)).action_space
 
 
-def test_a_labelled_run_trains_as_under_the_lam_itself(trained):
-    """With the dynamics model and the actions of one, it is the other."""
-    losses = [
-        [row["cross_entropy"] for row in map(json.loads, (path / "metrics.jsonl").open()) if "cross_entropy" in row]
+def test_a_run_with_a_lam_practises_and_one_on_labels_learns_without(trained):
+    rows = [
+        [row for row in map(json.loads, (path / "metrics.jsonl").open()) if "cross_entropy" in row]
         for path in (trained.lam_run, trained.labelled)
     ]
-    assert len(losses[1]) == 12
-    assert np.isfinite(losses[1]).all()
-    assert losses[1][-1] < losses[1][0]
+    assert all(0 <= row["practice_recovery"] <= 1 for row in rows[0])
+    assert not any("practice_recovery" in row for row in rows[1])
+    losses = [row["cross_entropy"] for row in rows[1]]
+    assert len(losses) == 12
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
 
 
 def test_generate_plays_keys_and_refuses_to_extract_without_a_lam(trained, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from live_client import mock_stage
 from live_runs import random_run
 
 from melodjinn_jax import play
+from melodjinn_jax.config import EvaluationConfig
 from melodjinn_jax.data.audio import write_wav
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.live.mock import MockStreamer
@@ -132,3 +133,13 @@ def test_session_files_that_are_none_are_named(tmp_path):
 )
 def test_the_batch_of_a_session_is_taken_where_it_makes_sense(made_with, batch):
     assert batch_of(made_with) == batch
+
+
+def test_a_run_plays_as_it_is_evaluated_unless_told_otherwise():
+    usual = EvaluationConfig(temperature=0.7, strength=2.0)
+    sampling = play.make_sampling(play.PlayArguments(seed=3, top_k=5), usual)
+    assert (sampling.seed, sampling.temperature, sampling.top_k, sampling.strength) == (3, 0.7, 5, 2.0)
+    told = play.make_sampling(play.PlayArguments(temperature=0.0, strength=1.0), usual)
+    assert (told.temperature, told.strength) == (0.0, 1.0)
+    with pytest.raises(UserError, match="--strength is 4"):
+        play.make_sampling(play.PlayArguments(), EvaluationConfig(strength=4.0))

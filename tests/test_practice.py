@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melodjinn_jax.codecs.fitted import LATENT_DIM, FittedCodec, initial_params
-from melodjinn_jax.config import DataConfig, DynamicsConfig, TrainingConfig
+from melodjinn_jax.config import DataConfig, DynamicsConfig, RuntimeConfig, TrainingConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.phases import PhaseMachine
 from melodjinn_jax.training.practice import (
@@ -53,8 +53,17 @@ def test_keys_are_pressed_after_stretches_of_the_clips_under_their_own_actions(s
         clip, first = row // each, row % each * context
         assert np.array_equal(presses.context[row], codes[clip, first * stride : (first + context) * stride])
         assert np.array_equal(presses.actions[row, : context - 1], keys[clip, first : first + context - 1])
-    assert set(np.asarray(presses.key).tolist()) <= set(range(1, num_keys + 1))
     assert not np.any(presses.actions[:, -1])
+
+
+def test_every_key_is_pressed_about_as_often(rng):
+    codes, keys = jnp.zeros((60, 24, 2), jnp.int32), jnp.zeros((60, 23), jnp.int32)
+    first, second = (draw_presses(practising(), codes, keys, jnp.asarray(KEYS), jax.random.key(n)).key for n in (0, 1))
+    counts = np.bincount(np.asarray(first), minlength=KEYS + 1)
+    assert counts[0] == 0
+    assert counts.sum() == 240
+    assert counts[1:].min() > 50
+    assert not np.array_equal(first, second)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -175,6 +184,17 @@ def test_practice_begins_when_it_is_told_and_compiles_once(rng, codec):
     assert train_step._cache_size() == 1
 
 
+def test_a_step_that_practises_needs_a_codec_and_notices_what_is_not_finite(rng, codec):
+    models = practising(practice_from=0.0, practice_weight=float("inf"))
+    with pytest.raises(ValueError, match="codec"):
+        make_train_step(models, Phase.FROZEN)
+    state, metrics = make_train_step(models, Phase.FROZEN, codec=codec)(
+        frozen_state(models, rng), batches_of(rng, 1)[0]
+    )
+    assert not np.isfinite(float(metrics["dynamics_grad_norm"]))
+    assert int(state["first_bad_step"]) == int(state["step"])
+
+
 def test_practice_is_the_same_in_one_dispatch_and_in_many(rng, codec):
     models = practising(practice_from=0.0)
     state, batches = frozen_state(models, rng), batches_of(rng, 2)
@@ -182,16 +202,41 @@ def test_practice_is_the_same_in_one_dispatch_and_in_many(rng, codec):
     for batch in batches:
         alone, _ = make_train_step(models, Phase.FROZEN, codec=codec)(alone, batch)
     rows = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-    together, _ = make_train_step(models, Phase.FROZEN, 2, codec)(state, rows)
+    together, metrics = make_train_step(models, Phase.FROZEN, 2, codec)(state, rows)
+    assert float(metrics["practice_recovery"]) > 0
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_press_governs_the_frames_of_its_block(stride, rng):
+    """Where actions decide all, what is played for a key is what its embedding makes likeliest, and then NOOP's."""
+    models = practising(stride)
+    params = models.init_dynamics(jax.random.key(0))
+    # All else is silenced, so that a frame's first token depends on its action alone; sharp logits leave no choice.
+    for table in ("embed_token", "embed_codebook"):
+        params[table]["embedding"] = jnp.zeros_like(params[table]["embedding"])
+    params["transformer"]["blocks"] = jax.tree.map(jnp.zeros_like, params["transformer"]["blocks"])
+    params["unembed"]["kernel"] = 300 * params["unembed"]["kernel"]
+    model = models.dynamics(params)
+    context = jnp.asarray(rng.integers(0, 16, (KEYS, 6, 2)))
+    actions = jnp.zeros((KEYS, 6 // stride + 1), jnp.int32).at[:, -PLAYED_BLOCKS].set(jnp.arange(1, KEYS + 1))
+    played = np.asarray(play_presses(model, Presses(context, actions), 1.0, jax.random.key(0)))[:, 6:]
+    by_action = [
+        int(model(jnp.zeros((1, 2 * stride, 2), jnp.int32), jnp.full((1, 1), a)).argmax(-1)[0, stride, 0])
+        for a in range(KEYS + 1)
+    ]
+    assert len(set(by_action)) > 1
+    for row in range(KEYS):
+        assert (played[row, :stride] == by_action[row + 1]).all()
+        assert (played[row, stride:] == by_action[0]).all()
 
 
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
         ({"practice_weight": -1.0}, {}, "dynamics.practice_weight is -1.0"),
-        ({"practice_from": 1.5}, {}, "dynamics.practice_from is 1.5"),
+        ({"practice_from": 1.0}, {}, "dynamics.practice_from is 1.0"),
         ({"practice_frames": 5}, {}, "must be a multiple of latent_actions.action_stride, 2"),
         ({"practice_frames": 2}, {}, "must be a multiple of latent_actions.action_stride, 2, two or more"),
         ({"practice_frames": 48}, {}, "training.crop_frames is only 24"),
@@ -208,3 +253,13 @@ def test_practice_that_cannot_work_is_refused(changes, data, message):
     with pytest.raises(UserError) as caught:
         check_config(config)
     assert message in str(caught.value)
+
+
+def test_practice_without_keys_that_stay_or_in_parts_is_refused():
+    dynamics = DynamicsConfig(practice_weight=1.0, practice_frames=8)
+    config = tiny_config(data=DataConfig(datasets=("music",)), dynamics=dynamics)
+    never = dataclasses.replace(config.phases, freeze="never")
+    with pytest.raises(UserError, match=r"phases\.freeze is never"):
+        check_config(dataclasses.replace(config, phases=never))
+    with pytest.raises(UserError, match=r"runtime\.accumulate is 2: it must be 1"):
+        check_config(dataclasses.replace(config, runtime=RuntimeConfig(accumulate=2)))

@@ -23,7 +23,6 @@ from melodjinn_jax.evaluation.measures import (
     real_time_factor,
 )
 from melodjinn_jax.live.generator import generate
-from melodjinn_jax.models.dynamics import strengthen
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
 from melodjinn_jax.training.step import encode_codes, encode_keys
 
@@ -125,7 +124,7 @@ def _generate_and_measure(
     in_prompt = np.arange(held_out.keys.shape[1]) < start // run.action_space.stride - 1
     codes = generate(
         run.models,
-        strengthen(run.state["dynamics"], run.models.num_codes, config.strength),
+        run.played_dynamics,
         np.concatenate([held_out.codes] * 2),
         start,
         np.concatenate([held_out.keys, np.where(in_prompt, held_out.keys, 0)]),

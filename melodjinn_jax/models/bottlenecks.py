@@ -14,6 +14,7 @@ FAR_AWAY = 1e3
 
 # The least frequent kind of events has this much of an equal share, when the codebook is read off.
 MIN_BALANCE = 0.8
+BALANCE_ROUNDS, BALANCE_STEPS = 30, 60
 
 Codebook = dict[str, jax.Array]
 """`vectors` [K, Z] and the statistics that move them. Of a codebook of events also `radius` [], where less than that is
@@ -221,18 +222,25 @@ def read_off_events(
     return {**codebook, "radius": jnp.float32(radius), "handicaps": jnp.asarray([0.0, *handicaps], jnp.float32)}
 
 
-def _balance(latents: np.ndarray, centres: np.ndarray, rounds: int = 30) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and handicaps under which no cluster has less than `MIN_BALANCE` of an equal share (a power diagram)."""
-    handicaps = np.zeros(len(centres))
-    for _ in range(rounds):
-        for _ in range(60):
-            distances = np.sum((latents[:, None] - centres) ** 2, axis=-1) + handicaps
-            shares = np.bincount(distances.argmin(axis=1), minlength=len(centres)) / len(latents)
+def _balance(latents: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centres and handicaps under which every cluster has `MIN_BALANCE` of an equal share, or as near as was found.
+
+    A power diagram: moving the handicaps changes the sizes of its cells, Lloyd steps move the centres after them.
+    """
+    handicaps, best, most = np.zeros(len(centres)), (centres, np.zeros(len(centres))), -1.0
+    for _ in range(BALANCE_ROUNDS):
+        distances = np.sum((latents[:, None] - centres) ** 2, axis=-1)
+        scale = distances.min(axis=1).mean()
+        for _ in range(BALANCE_STEPS):
+            sizes = np.bincount((distances + handicaps).argmin(axis=1), minlength=len(centres))
+            shares = sizes / len(latents)
+            if shares.min() > most:
+                best, most = (centres, handicaps.copy()), shares.min()
             if shares.min() * len(centres) >= MIN_BALANCE:
-                break
-            handicaps += (shares - 1 / len(centres)) * np.abs(distances.min(axis=1)).mean()
+                return best
+            handicaps += (shares - 1 / len(centres)) * scale
         centres, _ = _lloyd_step(latents, centres, handicaps)
-    return centres, handicaps
+    return best
 
 
 def _lloyd_step(

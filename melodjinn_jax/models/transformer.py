@@ -131,15 +131,14 @@ class Block(nnx.Module):
         return self.down(jnp.square(jax.nn.relu(self.up(self.mlp_norm(x)))))
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        x_BLD = pin_batch(x_BLD)
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD))
-        return pin_batch(x_BLD + self.mlp(x_BLD))
+        return self.over(x_BLD)[0]
 
     def over(self, x_BLD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """A whole sequence, and its keys and values, as `Attention.over` gives them."""
+        x_BLD = pin_batch(x_BLD)
         mixed, keys, values = self.attention.over(self.attention_norm(x_BLD))
         x_BLD = x_BLD + mixed
-        return x_BLD + self.mlp(x_BLD), keys, values
+        return pin_batch(x_BLD + self.mlp(x_BLD)), keys, values
 
     def step(self, x_BD, keys, values, position) -> tuple[jax.Array, jax.Array, jax.Array]:
         mixed, keys, values = self.attention.step(self.attention_norm(x_BD), keys, values, position)

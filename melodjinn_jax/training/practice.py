@@ -2,9 +2,9 @@
 
 Labels teach the model what music holds, not how a press must sound to be heard as one: pressed where no music had it,
 a key is played too weakly. So the model also presses keys itself, in clips of the batch, and what it plays is an
-example like any other if the frozen LAM hears the key in it. The gradient is that of the logarithm of a key's chance to
-be heard (a policy gradient whose reward is 1 or 0; cf. Zelikman et al. 2022, "STaR", for learning from one's own
-successes). Nothing of it is kept from step to step.
+example like any other if the frozen LAM hears the key in it: a policy gradient whose reward is 1 or 0 (cf. Zelikman et
+al. 2022, "STaR", for learning from one's own successes). All keys that were heard in a batch weigh alike, so that the
+gradient is about that of the logarithm of each key's chance to be heard. Nothing of it is kept from step to step.
 
 R presses, C blocks of context before each, F frames of both, S frames per block.
 """
@@ -59,7 +59,7 @@ def draw_presses(models: Models, codes: jax.Array, keys: jax.Array, num_keys: ja
     return Presses(context, jnp.concatenate([within, pressed, jnp.zeros_like(pressed)], axis=1))
 
 
-def embedded(model: DynamicsModel, presses: Presses, strength: float) -> jax.Array:
+def embed_presses(model: DynamicsModel, presses: Presses, strength: float) -> jax.Array:
     """The actions of presses at this strength: [R, C + 1, D]."""
     R, N = presses.actions.shape
     return model.action_embedding(presses.actions.ravel(), jnp.full(R * N, strength)).reshape(R, N, -1)
@@ -69,7 +69,7 @@ def play_presses(model: DynamicsModel, presses: Presses, strength: float, key: j
     """The contexts and what the model plays after them, at temperature 1: codes int32 [R, F, Q]."""
     stride, layers = model.action_stride, model.layers()
     null = model.embed_action(jnp.asarray(model.null_action))
-    actions = align_actions(embedded(model, presses, strength), null, stride)
+    actions = align_actions(embed_presses(model, presses, strength), null, stride)
     start = presses.context.shape[1]
     state = model.state_after(layers, presses.context, actions[:, :start])
 
@@ -103,7 +103,7 @@ def success_weights(presses: Presses, succeeded: jax.Array, max_keys: int) -> ja
 def practice_gradient(
     models: Models, params: Any, codes: jax.Array, keys: jax.Array, num_keys: jax.Array, listen: Listen, key: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """Gradient of what the successes of a batch's presses cost, in nats per token, and the share that succeeded.
+    """Gradient of what the successes of a batch's presses cost, in nats per token played, and the share that succeeded.
 
     Args:
       models: of the run.
@@ -124,7 +124,7 @@ def practice_gradient(
 
     def loss(params: Any) -> jax.Array:
         model = models.dynamics(params)
-        logits = model(played, embedded(model, presses, strength))
+        logits = model(played, embed_presses(model, presses, strength))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, played)[:, start:]
         return jnp.sum(losses.mean(axis=(1, 2)) * weights)
 

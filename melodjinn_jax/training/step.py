@@ -259,16 +259,20 @@ def _step_dynamics(config: Config, state: State, grads: Any) -> State:
 
 
 def update_dynamics(
-    models: Models, state: State, batch: Batch, key: jax.Array, codec: Codec | None
+    models: Models, state: State, batch: Batch, key: jax.Array, practice: tuple[jax.Array, Codec] | None = None
 ) -> tuple[State, Metrics]:
-    """One step of the dynamics model under the labels or the LAM's keys, through which no gradient flows."""
+    """One step of the dynamics model under the labels or the LAM's keys, through which no gradient flows.
+
+    With `practice`, a random key and the run's codec, it also learns from its own presses.
+    """
     keys = batch["actions"].astype(jnp.int32) if "actions" in batch else encode_keys(models, state, batch["waveform"])
     loss, grads = dynamics_gradient(models, state["dynamics"], batch["codes"], keys, key)
-    metrics = {"cross_entropy": loss, "dynamics_grad_norm": optax.global_norm(grads), "noop_share": jnp.mean(keys == 0)}
-    if codec is not None and (weight := models.config.dynamics.practice_weight):
-        more, recovery = practise(models, state, batch["codes"], keys, jax.random.fold_in(key, 1), codec)
+    metrics = {"cross_entropy": loss, "noop_share": jnp.mean(keys == 0)}
+    if practice:
+        more, metrics["practice_recovery"] = practise(models, state, batch["codes"], keys, *practice)
+        weight = models.config.dynamics.practice_weight
         grads = jax.tree.map(lambda own, add: own + weight * add, grads, more)
-        metrics["practice_recovery"] = recovery
+    metrics["dynamics_grad_norm"] = optax.global_norm(grads)
     return {**state, **_step_dynamics(models.config, state, grads)}, metrics
 
 
@@ -280,7 +284,9 @@ def practise(
 
     def listen(played: jax.Array) -> jax.Array:
         _, sound = codec.decode_chunk(codec.initial_state(len(played)), played)
-        return encode_keys(models, state, jnp.clip(sound, -1, 1).reshape(*played.shape[:2], -1))
+        # Rounded and clipped as whatever the LAM listens to.
+        samples = jnp.clip(jnp.round(sound * 32768), -32768, 32767).astype(jnp.int16)
+        return encode_keys(models, state, samples.reshape(*played.shape[:2], -1))
 
     def begun() -> tuple[Any, jax.Array]:
         return practice_gradient(models, params, codes, keys, state["key_of_code"].max(), listen, key)
@@ -304,22 +310,27 @@ def make_train_step(
       steps: to take in one dispatch. If more than one, the batch has them as its first axis, [steps, B, ...], and the
         metrics are those of the last.
       codec: of the run; only a dynamics model that practises needs it.
+
+    Raises:
+      ValueError: the dynamics model practises, and there is no codec.
     """
+    practises = phase is Phase.FROZEN and models.config.dynamics.practice_weight > 0
+    if practises and codec is None:
+        raise ValueError("practice needs the run's codec")
     dynamics_apart = not models.trains_jointly and (
         phase is Phase.QUANTISE and models.config.phases.dynamics_start == "quantise"
     )
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         run_key = jax.random.wrap_key_data(state["rng"])
-        key_lam, key_dynamics = jax.random.split(jax.random.fold_in(run_key, state["step"]))
+        key_lam, key_dynamics, key_practice = jax.random.split(jax.random.fold_in(run_key, state["step"]), 3)
         metrics: Metrics = {}
         new = state
         if phase is not Phase.FROZEN:
             new, metrics = update_lam(models, phase, new, batch, key_lam)
         if phase is Phase.FROZEN or dynamics_apart:
-            # Practice waits for keys that stay what they are.
-            ears = codec if phase is Phase.FROZEN else None
-            new, more = update_dynamics(models, new, batch, key_dynamics, ears)
+            practice = (key_practice, codec) if practises and codec is not None else None
+            new, more = update_dynamics(models, new, batch, key_dynamics, practice)
             metrics |= more
         is_bad = ~jnp.isfinite(sum(value for name, value in metrics.items() if value.ndim == 0))
         first_bad = jnp.where((state["first_bad_step"] < 0) & is_bad, state["step"] + 1, state["first_bad_step"])
