@@ -87,6 +87,14 @@ def test_the_command_refuses_in_one_sentence():
         assert done.stderr.count("\n") == 1
 
 
+def test_a_step_that_practises_is_refused():
+    asked = arguments("v5e:2x2")
+    dynamics = dataclasses.replace(asked.settings.dynamics, practice_weight=1.0)
+    asked = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, dynamics=dynamics))
+    with pytest.raises(UserError, match=r"dynamics\.practice_weight is 1\.0: practice needs a codec"):
+        compile_in_subprocess(asked)
+
+
 def test_a_missing_and_a_crashing_compiler_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(aot.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"libtpu, the TPU compiler, is not installed: pip install"):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from melodjinn_jax.data.audio import load_audio
 from melodjinn_jax.data.records import RecordSource
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.measures import FLOOR_DB, level, logmel_correlation, logmel_distance
-from melodjinn_jax.experiment import load_experiment
+from melodjinn_jax.experiment import load_experiment, parse_train_arguments
 from melodjinn_jax.training.manifest import read_manifest
 from melodjinn_jax.training.mesh import open_mesh
 from melodjinn_jax.training.run import load_run, prepare_data
@@ -229,6 +230,16 @@ def test_what_cannot_work_is_refused_in_one_sentence_before_training(trained, tm
         run_train(tmp_path / "run", config)
     assert "\n" not in str(refusal.value)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+VARIANTS = runpy.run_path(str(ROOT / "benchmarks" / "music_actions.py"))["VARIANTS"]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_that_the_benchmark_compares_can_work(variant):
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in VARIANTS[variant].items()]
+    config = ["--config", str(ROOT / "experiments" / "electronic_small.py"), "--workdir", "w"]
+    assert parse_train_arguments([*config, *flags]).settings.name == "electronic_small"
 
 
 def test_distances_of_sound(rng):
