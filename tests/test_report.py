@@ -369,7 +369,7 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "generate", generate)
     workdir = WorkDir(tmp_path)
     return SimpleNamespace(
-        workdir=workdir, codec=codec, models=None, state={"dynamics": None}, action_space=SimpleNamespace(stride=1)
+        workdir=workdir, codec=codec, models=None, played_dynamics=None, action_space=SimpleNamespace(stride=1)
     )
 
 
