@@ -10,7 +10,7 @@ import jax
 
 from melodjinn_jax.codecs import Codec, require_same_codec
 from melodjinn_jax.config import Config
-from melodjinn_jax.data.loader import BatchIterator, training_iterator
+from melodjinn_jax.data.loader import BatchIterator, Hear, HostShare, training_iterator
 from melodjinn_jax.data.mixture import Mixture
 from melodjinn_jax.errors import reports_user_errors
 from melodjinn_jax.evaluate import evaluate_run
@@ -51,17 +51,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
     share = host_share(mesh)
     display = sys.stderr if is_primary() else io.StringIO()
     hear = None if data.labels else hearing(config, codec)
-    batches = training_iterator(
-        data,
-        batch_size=config.training.batch_size,
-        crop_frames=config.training.crop_frames,
-        seed=config.seed,
-        stride=config.latent_actions.action_stride,
-        share=share,
-        fields=("codes",) if data.labels else ("waveform", "codes"),
-        hear=hear,
-        workers=config.runtime.data_workers,
-    )
+    batches = open_batches(config, data, share, hear)
     measures_held_out = bool(config.data.datasets) and config.runtime.evaluate
     held_out = HeldOutLosses(models, data, codec) if measures_held_out else None
     train_steps = {}
@@ -123,6 +113,21 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
     if stop.exit_status and is_primary():
         print(f"stopped at step {step}; the same command resumes", file=sys.stderr)
     return stop.exit_status
+
+
+def open_batches(config: Config, data: Mixture, share: HostShare, hear: Hear | None) -> BatchIterator:
+    """This host's share of the run's batches, from the first on."""
+    return training_iterator(
+        data,
+        batch_size=config.training.batch_size,
+        crop_frames=config.training.crop_frames,
+        seed=config.seed,
+        stride=config.latent_actions.action_stride,
+        share=share,
+        fields=("codes",) if data.labels else ("waveform", "codes"),
+        hear=hear,
+        workers=config.runtime.data_workers,
+    )
 
 
 def steps_together(config: Config, step: int) -> int:

@@ -71,3 +71,11 @@ def random_waveform(rng: np.random.Generator, clips: int, frames: int) -> np.nda
     waveform = rng.normal(0, 300, (clips, frames, 320))
     waveform[rng.random((clips, frames)) < 0.1] *= 30
     return np.clip(waveform, -32768, 32767).astype(np.int16)
+
+
+def batch_of(rng: np.random.Generator, models: Models) -> dict[str, np.ndarray]:
+    """A training batch of clicks, with codes that have nothing to do with them."""
+    training = models.config.training
+    waveform = random_waveform(rng, training.batch_size, training.crop_frames)
+    codes = rng.integers(0, CODEC.codebook_size, (*waveform.shape[:2], CODEC.num_codebooks)).astype(np.uint16)
+    return {"waveform": waveform, "codes": codes}

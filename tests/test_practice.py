@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import CODEC, random_waveform, tiny_config, tiny_models
+from conftest import CODEC, batch_of, random_waveform, tiny_config, tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_runs import random_codec
 
-from melodjinn_jax.codecs.fitted import LATENT_DIM, FittedCodec, initial_params
+from melodjinn_jax.codecs import FittedCodec
 from melodjinn_jax.config import DataConfig, DynamicsConfig, RuntimeConfig, TrainingConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.phases import PhaseMachine
@@ -140,9 +141,7 @@ def test_what_is_not_heard_teaches_nothing(rng):
 
 @pytest.fixture(scope="module")
 def codec() -> FittedCodec:
-    rng = np.random.default_rng(0)
-    entries = rng.standard_normal((CODEC.num_codebooks, CODEC.codebook_size, LATENT_DIM)).astype(np.float32)
-    return FittedCodec(initial_params(jax.random.key(0)), entries, 1.0)
+    return random_codec(CODEC.codebook_size)
 
 
 def frozen_state(models, rng):
@@ -155,17 +154,15 @@ def frozen_state(models, rng):
     return commit({**state, "key_of_code": 1 + jnp.arange(models.num_codes, dtype=jnp.int32) % KEYS})
 
 
-def batches_of(rng, count):
-    waveform = random_waveform(rng, 4 * count, 24).reshape(count, 4, 24, -1)
-    codes = rng.integers(0, CODEC.codebook_size, (count, 4, 24, 2)).astype(np.uint16)
-    return [{"waveform": w, "codes": c} for w, c in zip(waveform, codes, strict=True)]
+def batches_of(rng, models, count):
+    return [batch_of(rng, models) for _ in range(count)]
 
 
 def test_practice_begins_when_it_is_told_and_compiles_once(rng, codec):
     # The dynamics model has steps 8 to 11; half of them are done at step 10.
     models = practising()
     without = practising(practice_weight=0.0)
-    state, batches = frozen_state(models, rng), batches_of(rng, 4)
+    state, batches = frozen_state(models, rng), batches_of(rng, models, 4)
     train_step, plain_step = make_train_step(models, Phase.FROZEN, codec=codec), make_train_step(without, Phase.FROZEN)
     plain, metrics = jax.tree.map(jnp.copy, state), []
     same = []
@@ -189,7 +186,7 @@ def test_a_step_that_practises_needs_a_codec_and_notices_what_is_not_finite(rng,
     with pytest.raises(ValueError, match="codec"):
         make_train_step(models, Phase.FROZEN)
     state, metrics = make_train_step(models, Phase.FROZEN, codec=codec)(
-        frozen_state(models, rng), batches_of(rng, 1)[0]
+        frozen_state(models, rng), batches_of(rng, models, 1)[0]
     )
     assert not np.isfinite(float(metrics["dynamics_grad_norm"]))
     assert int(state["first_bad_step"]) == int(state["step"])
@@ -197,7 +194,7 @@ def test_a_step_that_practises_needs_a_codec_and_notices_what_is_not_finite(rng,
 
 def test_practice_is_the_same_in_one_dispatch_and_in_many(rng, codec):
     models = practising(practice_from=0.0)
-    state, batches = frozen_state(models, rng), batches_of(rng, 2)
+    state, batches = frozen_state(models, rng), batches_of(rng, models, 2)
     alone = jax.tree.map(jnp.copy, state)
     for batch in batches:
         alone, _ = make_train_step(models, Phase.FROZEN, codec=codec)(alone, batch)

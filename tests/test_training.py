@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CODEC, random_waveform, tiny_models
+from conftest import batch_of, random_waveform, tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,13 +30,6 @@ from melodjinn_jax.training.state import Models, Phase, abstract_state
 from melodjinn_jax.training.step import make_train_step
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def batch_of(rng, models):
-    training = models.config.training
-    waveform = random_waveform(rng, training.batch_size, training.crop_frames)
-    codes = rng.integers(0, CODEC.codebook_size, (*waveform.shape[:2], CODEC.num_codebooks)).astype(np.uint16)
-    return {"waveform": waveform, "codes": codes}
 
 
 def run_phases(models: Models, rng, steps: int):

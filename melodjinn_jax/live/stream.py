@@ -22,6 +22,7 @@ from melodjinn_jax.codecs import Codec
 from melodjinn_jax.live.generator import frame_noise, play_frame
 from melodjinn_jax.live.session import Instrument, Sampling, model_digest
 from melodjinn_jax.models.dynamics import DynamicsModel, DynamicsState
+from melodjinn_jax.models.features import to_samples
 from melodjinn_jax.models.transformer import Transformer
 from melodjinn_jax.training.run import Run
 
@@ -185,8 +186,7 @@ class StreamingGenerator(Streamer):
         state = self._codec.initial_state(self.slots)._replace(decoder=streams.decoder)
         state, sound = self._codec.decode_chunk(state, codes[:, None])
         decoder = _where(told[:, _SOUNDS] > 0, state.decoder, streams.decoder)
-        # As `to_int16` does it.
-        pcm = jnp.clip(jnp.round(sound * 32768), -32768, 32767).astype(jnp.int16)
+        pcm = to_samples(sound)
         return _Streams(dynamics, decoder), codes, pcm
 
     def start(self, slot: int, first_frame: int, codes: np.ndarray) -> None:

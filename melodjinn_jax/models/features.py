@@ -158,6 +158,11 @@ def to_float(waveform: jax.Array) -> jax.Array:
     return waveform.astype(jnp.float32)
 
 
+def to_samples(sound: jax.Array) -> jax.Array:
+    """Sound of full scale 1 as int16, inside jit: rounded and clipped as `data.audio.to_int16` does it."""
+    return jnp.clip(jnp.round(sound * 32768), -32768, 32767).astype(jnp.int16)
+
+
 def compand(waveform: jax.Array) -> jax.Array:
     """Mu-law-like companding: sign(x) log(1 + 30 |x|) / log 31, so that quiet drums weigh like loud ones."""
     return jnp.sign(waveform) * jnp.log1p(COMPANDING * jnp.abs(waveform)) / np.log1p(COMPANDING)

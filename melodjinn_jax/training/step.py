@@ -19,7 +19,7 @@ from melodjinn_jax.models.bottlenecks import (
     update_codebook,
 )
 from melodjinn_jax.models.dynamics import DynamicsModel
-from melodjinn_jax.models.features import block_features
+from melodjinn_jax.models.features import block_features, to_samples
 from melodjinn_jax.models.sharding import replicate
 from melodjinn_jax.training.mesh import pin_state
 from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, update_average
@@ -284,9 +284,7 @@ def practise(
 
     def listen(played: jax.Array) -> jax.Array:
         _, sound = codec.decode_chunk(codec.initial_state(len(played)), played)
-        # Rounded and clipped as whatever the LAM listens to.
-        samples = jnp.clip(jnp.round(sound * 32768), -32768, 32767).astype(jnp.int16)
-        return encode_keys(models, state, samples.reshape(*played.shape[:2], -1))
+        return encode_keys(models, state, to_samples(sound).reshape(*played.shape[:2], -1))
 
     def begun() -> tuple[Any, jax.Array]:
         return practice_gradient(models, params, codes, keys, state["key_of_code"].max(), listen, key)
@@ -314,8 +312,9 @@ def make_train_step(
     Raises:
       ValueError: the dynamics model practises, and there is no codec.
     """
-    practises = phase is Phase.FROZEN and models.config.dynamics.practice_weight > 0
-    if practises and codec is None:
+    if phase is not Phase.FROZEN or models.config.dynamics.practice_weight == 0:
+        codec = None
+    elif codec is None:
         raise ValueError("practice needs the run's codec")
     dynamics_apart = not models.trains_jointly and (
         phase is Phase.QUANTISE and models.config.phases.dynamics_start == "quantise"
@@ -329,7 +328,7 @@ def make_train_step(
         if phase is not Phase.FROZEN:
             new, metrics = update_lam(models, phase, new, batch, key_lam)
         if phase is Phase.FROZEN or dynamics_apart:
-            practice = (key_practice, codec) if practises and codec is not None else None
+            practice = None if codec is None else (key_practice, codec)
             new, more = update_dynamics(models, new, batch, key_dynamics, practice)
             metrics |= more
         is_bad = ~jnp.isfinite(sum(value for name, value in metrics.items() if value.ndim == 0))
