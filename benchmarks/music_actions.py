@@ -37,7 +37,7 @@ def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str
     return {f"latent_actions.{name}": value for name, value in (chosen | more).items()}
 
 
-UNPRACTISED = {"dynamics.practice-weight": "0"}
+UNPRACTISED = {"dynamics.practice-rate": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/4": lam("spectra", 4, 0.17),
     "unpractised/4": lam("spectra", 4, 0.17) | UNPRACTISED,

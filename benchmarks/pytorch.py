@@ -1,11 +1,13 @@
 """Training speed of the dynamics model beside the same model written plainly in PyTorch.
 
     python benchmarks/pytorch.py --threads 1
+    python benchmarks/pytorch.py --threads 2 --devices 2
 
 Both train in one process, in turns, on the same codes and actions; what counts is the median over turns of the ratio
 of their tokens a second, for whatever else the machine does then slows both. On one thread seconds are those of the
-processor, so that a busy machine does not matter. Needs torch. The PyTorch model takes over the parameters, so both
-have the same loss at first. It leaves out what only our step does to a batch (action dropout, splice and masked
+processor, so that a busy machine does not matter. With `--devices` the processor is a mesh of as many devices for our
+side, as `JAX_NUM_CPU_DEVICES` makes it for the train command. Needs torch. The PyTorch model takes over the parameters,
+so both have the same loss at first. It leaves out what only our step does to a batch (action dropout, splice and masked
 context), which is in its favour.
 """
 
@@ -28,6 +30,7 @@ from torch.nn import functional
 
 from melodjinn_jax.config import Config, DynamicsConfig, TrainingConfig
 from melodjinn_jax.models.transformer import rotary_table
+from melodjinn_jax.training.mesh import host_share, open_mesh, place_batches
 from melodjinn_jax.training.run import tune_process
 from melodjinn_jax.training.state import CodecShape, Models, Phase, commit, count_parameters, stream, with_dynamics
 from melodjinn_jax.training.step import make_train_step
@@ -135,8 +138,12 @@ class Contest:
     theirs: Callable[[int], None]
 
 
+def configure(dynamics: DynamicsConfig, batch_size: int) -> Config:
+    return Config(dynamics=dynamics, training=TrainingConfig(batch_size=batch_size))
+
+
 def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
-    models = Models(Config(dynamics=dynamics, training=TrainingConfig(batch_size=batch_size)), CODEC)
+    models = Models(configure(dynamics, batch_size), CODEC)
     frames = models.config.training.crop_frames
     rng = np.random.default_rng(0)
     codes = rng.integers(0, CODEC.codebook_size, (batch_size, frames, CODEC.num_codebooks))
@@ -166,11 +173,13 @@ def our_steps(models: Models, params: Any, batch: dict[str, np.ndarray]) -> Call
     }
     state = commit(with_dynamics(models, state, 0))
     train_step = make_train_step(models, Phase.FROZEN)
+    mesh = jax.sharding.get_mesh()
+    placed = place_batches([batch], mesh, host_share(mesh))
 
     def steps(count: int) -> None:
         nonlocal state
         for _ in range(count):
-            state, _ = train_step(state, batch)
+            state, _ = train_step(state, placed)
         jax.block_until_ready(state)
 
     return steps
@@ -209,22 +218,26 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=5, help="steps of each side in a turn")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--devices", type=int, default=1, help="of our side's mesh")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
     torch.set_num_threads(arguments.threads)
     tune_process("")
+    jax.config.update("jax_num_cpu_devices", arguments.devices)
     print(
-        f"{arguments.threads} threads, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, jax {jax.__version__}"
+        f"{arguments.threads} threads, {arguments.devices} device(s), load {os.getloadavg()[0]:.1f}, "
+        f"torch {torch.__version__}, jax {jax.__version__}"
     )
     print("| parameters | ours, tokens/s | PyTorch, tokens/s | ratio, median [worst] | first losses |")
     print("|---" * 5 + "|")
     for size in arguments.sizes:
-        contest = prepare(SIZES[size], arguments.batch_size)
-        tokens = arguments.steps * contest.tokens_per_step
-        turns = [
-            (tokens / seconds(contest.ours, arguments.steps), tokens / seconds(contest.theirs, arguments.steps))
-            for _ in range(arguments.repeats)
-        ]
+        with jax.set_mesh(open_mesh(configure(SIZES[size], arguments.batch_size))):
+            contest = prepare(SIZES[size], arguments.batch_size)
+            tokens = arguments.steps * contest.tokens_per_step
+            turns = [
+                (tokens / seconds(contest.ours, arguments.steps), tokens / seconds(contest.theirs, arguments.steps))
+                for _ in range(arguments.repeats)
+            ]
         ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
         ratios = [a / b for a, b in turns]
         losses = ", ".join(f"{loss:.5f}" for loss in contest.losses)

@@ -32,12 +32,13 @@ def get_config() -> Config:
             # What is played passes through the codec, so the LAM hears music through it too.
             hears="codec",
             features="spectra",
-            action_stride=4,  # 19 actions a second: at 75 even rare events cost more than 15 bits a second
-            kl_weight=0.002,
-            # Four kinds of events: the sixth of the blocks about which there is most to say. Music has no clusters to
+            action_stride=8,  # 9 actions a second: of so few, a third may be events for less than 15 bits a second
+            # At four times this price the latents have two dimensions left, too few for four kinds that differ.
+            kl_weight=0.0005,
+            # Four kinds of events: the third of the blocks about which there is most to say. Music has no clusters to
             # be found and merged, as drums have.
             max_codes=5,
-            event_share=0.17,
+            event_share=0.33,
             merge="none",
             collapse_frames=0,
         ),
@@ -46,15 +47,14 @@ def get_config() -> Config:
             num_layers=3,
             window=64,  # 0.85 s, two beats at 140 bpm, and less than a crop, so that training sees full windows
             splice_probability=0.0,  # with .5 keys were told apart less well (.46 instead of .55)
-            # So little music is soon learnt by heart: without these two, and with a tenth of the weight decay, unseen
-            # music was foretold worse with its actions than without.
+            # So little music is soon learnt by heart: without this, and with a tenth of the weight decay, unseen music
+            # was foretold worse with its actions than without.
             ema_decay=0.99,
-            action_dropout=0.2,
-            # Keys are practised at the strength at which they are played: what music teaches about them, at strength 1,
-            # is kept, while practice at 1 with a weight of 1 cost .08 nats per token.
-            practice_weight=0.5,
+            action_dropout=0.05,
+            # The second half of the model's steps also practises keys, at the strength at which they are played.
+            practice_rate=0.03,
             practice_strength=2.0,
-            practice_from=0.3,
+            practice_from=0.5,
             practice_frames=24,
         ),
         # The latents of the warm-up are the actions: a codebook that trains on would move the events.

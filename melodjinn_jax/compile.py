@@ -63,10 +63,10 @@ def compile_in_subprocess(arguments: CompileArguments) -> dict[str, Any]:
     Raises:
         UserError: libtpu is not there or crashed, the model does not fit, the mesh does not, or the model practises.
     """
-    practice_weight = arguments.settings.dynamics.practice_weight
-    if practice_weight and arguments.phase == "frozen":
+    practice_rate = arguments.settings.dynamics.practice_rate
+    if practice_rate and arguments.phase == "frozen":
         raise UserError(
-            f"dynamics.practice_weight is {practice_weight}: practice needs a codec, and none is there ahead of time; "
+            f"dynamics.practice_rate is {practice_rate}: practice needs a codec, and none is there ahead of time; "
             "set it to 0"
         )
     libtpu = importlib.util.find_spec("libtpu")

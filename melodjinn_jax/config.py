@@ -102,7 +102,7 @@ class LatentActionConfig:
     """Most codes of the EMA codebook; the number in use is discovered."""
     event_share: float = 0.0
     """Share of the transitions that are events when the codebook is read off: those about which the latent says most,
-    in max_codes - 1 clusters; the rest is NOOP. 0: as many events as the clusters hold."""
+    of max_codes - 1 kinds; the rest is NOOP. 0: as many events as the clusters hold."""
     fsq_levels: tuple[int, ...] = (2, 2)
     """Levels of each FSQ dimension; their product is the number of codes."""
     kl_weight: float = 0.002
@@ -153,12 +153,12 @@ class DynamicsConfig:
     """Share of clips trained with the null action."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which then plays and is evaluated; 0: the weights themselves do."""
-    practice_weight: float = 0.0
-    """Weight of practice in the loss: keys pressed at random and played, from which the model learns where the LAM
-    hears the key that was pressed; 0: none."""
-    practice_strength: float = 1.0
-    """Strength at which keys are pressed in practice. Above 1 (then to be played so, too), what strength 1 means is
-    left to be learnt from music alone."""
+    practice_rate: float = 0.0
+    """Peak learning rate of practice: keys are pressed at random and played, and what a press adds to its key is learnt
+    where the LAM hears the key that was pressed; 0: none."""
+    practice_strength: float = 2.0
+    """Strength at which keys are pressed in practice, and are to be played. It must be above 1, at which keys are what
+    music alone taught, whatever was practised."""
     practice_from: float = 0.5
     """Share of the dynamics model's steps after which practice begins."""
     practice_frames: int = 40

@@ -177,12 +177,12 @@ def _dynamics(config: Config) -> Checks:
     yield from _at_least(dynamics, "dynamics", 1, "splice_frames")
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
     yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
-    yield from _at_least(dynamics, "dynamics", 0, "practice_weight", "practice_strength")
+    yield from _at_least(dynamics, "dynamics", 0, "practice_rate")
     yield (
         not 0 <= dynamics.practice_from < 1,
         f"dynamics.practice_from is {dynamics.practice_from}: it must lie in [0, 1)",
     )
-    if dynamics.practice_weight > 0:
+    if dynamics.practice_rate > 0:
         yield from _practice(config)
 
 
@@ -190,16 +190,21 @@ def _practice(config: Config) -> Checks:
     dynamics, stride = config.dynamics, config.latent_actions.action_stride
     yield (
         config.phases.freeze == "never",
-        f"dynamics.practice_weight is {dynamics.practice_weight}: practice needs keys that stay what they are, but "
+        f"dynamics.practice_rate is {dynamics.practice_rate}: practice needs keys that stay what they are, but "
         "phases.freeze is never; set one of the two",
     )
     yield (
+        dynamics.practice_strength <= 1,
+        f"dynamics.practice_strength is {dynamics.practice_strength}: it must be above 1, for what is practised is "
+        "added beyond that",
+    )
+    yield (
         config.runtime.accumulate > 1,
-        f"runtime.accumulate is {config.runtime.accumulate}: it must be 1 while dynamics.practice_weight is above 0",
+        f"runtime.accumulate is {config.runtime.accumulate}: it must be 1 while dynamics.practice_rate is above 0",
     )
     yield (
         bool(config.data.actions),
-        f"dynamics.practice_weight is {dynamics.practice_weight}: it needs a LAM that listens, which a run on the "
+        f"dynamics.practice_rate is {dynamics.practice_rate}: it needs a LAM that listens, which a run on the "
         "labels of data.actions has not; set it to 0",
     )
     yield (

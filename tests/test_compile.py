@@ -89,9 +89,9 @@ def test_the_command_refuses_in_one_sentence():
 
 def test_a_step_that_practises_is_refused():
     asked = arguments("v5e:2x2")
-    dynamics = dataclasses.replace(asked.settings.dynamics, practice_weight=1.0)
+    dynamics = dataclasses.replace(asked.settings.dynamics, practice_rate=0.1)
     asked = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, dynamics=dynamics))
-    with pytest.raises(UserError, match=r"dynamics\.practice_weight is 1\.0: practice needs a codec"):
+    with pytest.raises(UserError, match=r"dynamics\.practice_rate is 0\.1: practice needs a codec"):
         compile_in_subprocess(asked)
 
 

@@ -1,5 +1,7 @@
 """The dynamics model: the one alignment rule, causality, the window, and cached generation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +20,10 @@ FRAMES = 24
 LAYOUTS = pytest.mark.parametrize("layout", ["flat", "depth"])
 
 
-def make(layout: str = "flat", stride: int = 1, window: int = 6) -> Models:
+def make(layout: str = "flat", stride: int = 1, window: int = 6, practice_rate: float = 0.0) -> Models:
     actions = LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=6, max_codes=8, action_stride=stride)
     dynamics = DynamicsConfig(layout, dim=16, num_heads=2, num_layers=2, window=window, depth_dim=24, depth_layers=1)
+    dynamics = dataclasses.replace(dynamics, practice_rate=practice_rate)
     return Models(tiny_config(latent_actions=actions, dynamics=dynamics), CODEC)
 
 
@@ -204,14 +207,34 @@ def test_the_loss_is_blind_to_actions_when_all_are_dropped(inputs, layout):
     assert losses[0] == losses[1]
 
 
+def practised(models, params):
+    """With a table of presses off its zeros."""
+    table = params["embed_press"]["embedding"]
+    return params | {"embed_press": {"embedding": jax.random.normal(jax.random.key(3), table.shape)}}
+
+
 @given(st.floats(0, 4))
 @settings(max_examples=10, deadline=None)
 def test_strengthened_parameters_embed_every_action_with_that_strength(strength):
-    models = make()
-    params = models.init_dynamics(jax.random.key(0))
+    models = make(practice_rate=0.1)
+    params = practised(models, models.init_dynamics(jax.random.key(0)))
     model, stronger = models.dynamics(params), models.dynamics(strengthen(params, models.num_codes, strength))
     actions = jnp.arange(models.num_codes + 1)
     expected = model.action_embedding(actions, jnp.full(len(actions), strength))
     np.testing.assert_allclose(stronger.embed_action(actions), expected, atol=1e-5)
     same = strengthen(params, models.num_codes, 1.0)["embed_action"]["embedding"]
     np.testing.assert_array_equal(same, params["embed_action"]["embedding"])
+
+
+@given(st.floats(0, 4))
+@settings(max_examples=10, deadline=None)
+def test_what_is_practised_is_added_beyond_strength_one_and_in_its_measure(strength):
+    models = make(practice_rate=0.1)
+    fresh = models.init_dynamics(jax.random.key(0))
+    params = practised(models, fresh)
+    actions = jnp.arange(models.num_codes + 1)
+    added, without = (
+        models.dynamics(p).action_embedding(actions, jnp.full(len(actions), strength)) for p in (params, fresh)
+    )
+    expected = max(0.0, strength - 1) * params["embed_press"]["embedding"]
+    np.testing.assert_allclose(added - without, expected, atol=1e-5)

@@ -56,7 +56,10 @@ def make_run(
         config,
         latent_actions=dataclasses.replace(config.latent_actions, action_stride=stride),
         training=dataclasses.replace(config.training, dtype=dtype),
-        dynamics=dataclasses.replace(config.dynamics, layout=layout, depth_dim=8, depth_layers=2),
+        # One of the layouts has practised.
+        dynamics=dataclasses.replace(
+            config.dynamics, layout=layout, depth_dim=8, depth_layers=2, practice_rate=0.1 * (layout == "depth")
+        ),
     )
     workdir = WorkDir(folder)
     codec.save(workdir.codec)

@@ -14,15 +14,17 @@ from conftest import tiny_config
 from music_world import write_music
 
 from melodjinn_jax import evaluate, generate, label, train
+from melodjinn_jax.codecs import load_codec
 from melodjinn_jax.config import Config, DataConfig, DynamicsConfig, EvaluationConfig, LatentActionConfig, RuntimeConfig
 from melodjinn_jax.data.audio import load_audio
 from melodjinn_jax.data.records import RecordSource
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.measures import FLOOR_DB, level, logmel_correlation, logmel_distance
 from melodjinn_jax.experiment import load_experiment, parse_train_arguments
+from melodjinn_jax.training.checkpoint import CheckpointStore
 from melodjinn_jax.training.manifest import read_manifest
 from melodjinn_jax.training.mesh import open_mesh
-from melodjinn_jax.training.run import load_run, prepare_data
+from melodjinn_jax.training.run import initial_parameters, load_run, make_models, prepare_data
 from melodjinn_jax.training.state import CodecShape, Models, abstract_state, count_parameters
 from melodjinn_jax.training.workdir import WorkDir
 from melodjinn_jax.validation import check_config
@@ -60,7 +62,7 @@ def music_config(datasets: tuple[str, ...], **data) -> Config:
         ),
         # A run on labels has no LAM that could listen to practice.
         dynamics=DynamicsConfig(
-            dim=16, num_heads=2, num_layers=2, window=8, practice_weight=float("actions" not in data), practice_frames=8
+            dim=16, num_heads=2, num_layers=2, window=8, practice_rate=0.1 * ("actions" not in data), practice_frames=8
         ),
         evaluation=EvaluationConfig(clips=3, frames=24),
         runtime=RuntimeConfig(log_every=1, save_every=3, compile_cache="", progress=False),
@@ -194,6 +196,17 @@ def test_init_from_brings_a_labelled_run_the_dynamics_model_only(trained, tmp_pa
         run_train(tmp_path / "b", config, f"{trained.lam_run}:lam")
 
 
+def test_a_run_that_practises_may_begin_with_one_that_did_not(trained):
+    config = music_config(trained.datasets)
+    with CheckpointStore(WorkDir(trained.labelled).checkpoints) as store:
+        there = store.read_arrays(store.latest().step, "dynamics")["dynamics"]
+    codec = load_codec(WorkDir(trained.labelled).codec)
+    given, is_frozen = initial_parameters(f"{trained.labelled}:dynamics", make_models(config, codec), codec, None)
+    assert not is_frozen
+    assert not given["dynamics"].pop("embed_press")["embedding"].any()
+    jax.tree.map(np.testing.assert_array_equal, given["dynamics"], there)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -210,13 +223,13 @@ def test_init_from_brings_a_labelled_run_the_dynamics_model_only(trained, tmp_pa
         ({"evaluation": {"frames": 52}}, "evaluation.frames is 52: the records of data.datasets have only 50"),
         ({"evaluation": {"split": "validation"}}, "has no validation split to evaluate on"),
         ({"training": {"crop_frames": 52}}, "training.crop_frames is 52"),
-        ({"data": {"actions": "auto"}}, "dynamics.practice_weight is 1.0: it needs a LAM that listens"),
-        ({"data": {"actions": "123"}, "dynamics": {"practice_weight": 0.0}}, "has no labels 123"),
+        ({"data": {"actions": "auto"}}, "dynamics.practice_rate is 0.1: it needs a LAM that listens"),
+        ({"data": {"actions": "123"}, "dynamics": {"practice_rate": 0.0}}, "has no labels 123"),
         (
             {
                 "data": {"actions": "auto"},
                 "latent_actions": {"max_codes": 9},
-                "dynamics": {"practice_weight": 0.0},
+                "dynamics": {"practice_rate": 0.0},
             },
             "latent_actions.max_codes is 9, but 4",
         ),
@@ -258,7 +271,7 @@ EXPERIMENTS = {
     "one_shots": (215_404, CodecShape(24000, 320, 2, 512)),
     "toy_drums_classical": (181_868, CodecShape(24000, 320, 2, 256)),
     "toy_drums_dynamics_gradient": (182_380, CodecShape(24000, 320, 2, 256)),
-    "electronic_small": (383_164, CodecShape(24000, 320, 4, 256)),
+    "electronic_small": (383_740, CodecShape(24000, 320, 4, 256)),
     "maestro_200m": (203_486_336, CodecShape(24000, 320, 4, 1024)),
     "techno_200m": (203_486_336, CodecShape(24000, 320, 4, 1024)),
 }

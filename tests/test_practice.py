@@ -1,4 +1,4 @@
-"""Practice: what is pressed and played, what counts as heard, and that it teaches the model to be heard."""
+"""Practice: what is pressed and played, what counts as heard, that it makes keys heard, and changes nothing else."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from live_runs import random_codec
 
 from melodjinn_jax.codecs import FittedCodec
-from melodjinn_jax.config import DataConfig, DynamicsConfig, RuntimeConfig, TrainingConfig
+from melodjinn_jax.config import DataConfig, DynamicsConfig, OptimizerConfig, RuntimeConfig, TrainingConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.phases import PhaseMachine
 from melodjinn_jax.training.practice import (
@@ -32,12 +32,13 @@ from melodjinn_jax.validation import check_config
 KEYS = 3
 
 
-def practising(stride: int = 1, frames: int = 6, **changes):
+def practising(stride: int = 1, frames: int = 6, dynamics_optimizer: OptimizerConfig | None = None, **changes):
     models = tiny_models()
     actions = dataclasses.replace(models.config.latent_actions, action_stride=stride, collapse_frames=0)
-    changes = {"practice_weight": 1.0, "practice_frames": frames} | changes
+    changes = {"practice_rate": 0.1, "practice_frames": frames} | changes
     dynamics = dataclasses.replace(models.config.dynamics, **changes)
-    return tiny_models(latent_actions=actions, dynamics=dynamics)
+    optimizer = dynamics_optimizer or models.config.dynamics_optimizer
+    return tiny_models(latent_actions=actions, dynamics=dynamics, dynamics_optimizer=optimizer)
 
 
 @given(st.integers(1, 4), st.integers(2, 4), st.integers(4, 9), st.integers(1, 5), st.integers(0, 2**31))
@@ -97,10 +98,10 @@ def test_all_keys_that_were_heard_weigh_alike(presses):
         assert weights[(keys == key) & succeeded].sum() == pytest.approx(1 / len(had), rel=1e-5)
 
 
-@pytest.mark.parametrize("strength", [1.0, 2.0])
-def test_a_model_that_practises_learns_to_be_heard(strength, rng):
+@pytest.mark.parametrize(("strength", "layout"), [(1.5, "flat"), (2.0, "flat"), (2.0, "depth")])
+def test_keys_that_are_practised_come_to_be_heard(strength, layout, rng):
     """A listener that hears key k in every token below 5 k but not below 5 (k - 1): each key has its own tokens."""
-    models = practising(practice_strength=strength)
+    models = practising(practice_strength=strength, layout=layout)
     params = models.init_dynamics(jax.random.key(0))
     codes = jnp.asarray(rng.integers(0, 16, (8, 24, 2)))
     keys = jnp.zeros((8, 23), jnp.int32)
@@ -108,21 +109,23 @@ def test_a_model_that_practises_learns_to_be_heard(strength, rng):
     def listen(played):
         return jnp.where(played[:, 1:, 0] < 15, 1 + played[:, 1:, 0] // 5, 0)
 
-    optimizer = optax.adam(1e-2)
-    state = optimizer.init(params)
+    optimizer = optax.adam(0.1)
+    state = optimizer.init(params["embed_press"])
 
     @jax.jit
     def step(params, state, key):
         grads, recovery = practice_gradient(models, params, codes, keys, jnp.asarray(KEYS), listen, key)
         updates, state = optimizer.update(grads, state)
-        return optax.apply_updates(params, updates), state, recovery
+        return params | {"embed_press": optax.apply_updates(params["embed_press"], updates)}, state, recovery
 
     shares = []
-    for seed in range(60):
+    for seed in range(100):
         params, state, recovery = step(params, state, jax.random.key(seed))
         shares.append(float(recovery))
-    assert np.mean(shares[:3]) < 0.5
-    assert np.mean(shares[-5:]) > 0.9
+    assert np.mean(shares[:3]) < 0.45
+    # All else is as random as it began, so there is only so much that a table can do.
+    assert np.mean(shares[-20:]) > 0.65
+    assert not params["embed_press"]["embedding"][0].any()
 
 
 def test_what_is_not_heard_teaches_nothing(rng):
@@ -161,33 +164,55 @@ def batches_of(rng, models, count):
 def test_practice_begins_when_it_is_told_and_compiles_once(rng, codec):
     # The dynamics model has steps 8 to 11; half of them are done at step 10.
     models = practising()
-    without = practising(practice_weight=0.0)
-    state, batches = frozen_state(models, rng), batches_of(rng, models, 4)
-    train_step, plain_step = make_train_step(models, Phase.FROZEN, codec=codec), make_train_step(without, Phase.FROZEN)
-    plain, metrics = jax.tree.map(jnp.copy, state), []
-    same = []
+    state, batches, metrics, added = frozen_state(models, rng), batches_of(rng, models, 4), [], []
+    train_step = make_train_step(models, Phase.FROZEN, codec=codec)
     for batch in batches:
         with jax.transfer_guard("disallow"):
-            placed = jax.device_put(batch)
-            state, values = train_step(state, placed)
-            plain, _ = plain_step(plain, placed)
+            state, values = train_step(state, jax.device_put(batch))
         metrics.append(values)
-        same.append(jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), state["dynamics"], plain["dynamics"])))
-    assert same[:2] == [True, True]
+        added.append(bool(state["dynamics"]["embed_press"]["embedding"].any()))
+    assert added[:2] == [False, False]
+    assert any(added)
     assert [float(m["practice_recovery"]) for m in metrics[:2]] == [0, 0]
     assert all(0 <= float(m["practice_recovery"]) <= 1 for m in metrics)
     assert any(float(m["practice_recovery"]) > 0 for m in metrics[2:])
-    assert not any(same[2:])
     assert train_step._cache_size() == 1
 
 
+@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
+def test_practice_takes_nothing_from_what_music_teaches(algorithm, rng, codec):
+    """From one state and under one stream of batches, all that music teaches is as it is without practice."""
+    optimizer = OptimizerConfig(algorithm=algorithm)
+    models = practising(practice_from=0.0, dynamics_optimizer=optimizer)
+    without = practising(practice_rate=0.0, dynamics_optimizer=optimizer)
+    state, plain = frozen_state(models, rng), frozen_state(without, np.random.default_rng(0))
+    shared = {name: jax.tree.map(jnp.copy, state[name]) for name in ("lam", "codebook", "key_of_code", "feature_scale")}
+    plain |= shared
+    untouched = {name: value for name, value in state["dynamics"].items() if name != "embed_press"}
+    jax.tree.map(np.testing.assert_array_equal, untouched, plain["dynamics"])
+    train_step, plain_step = make_train_step(models, Phase.FROZEN, codec=codec), make_train_step(without, Phase.FROZEN)
+    for batch in batches_of(rng, models, 3):
+        state, _ = train_step(state, batch)
+        plain, _ = plain_step(plain, batch)
+    assert state["dynamics"].pop("embed_press")["embedding"].any()
+    jax.tree.map(
+        lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6),
+        state["dynamics"],
+        plain["dynamics"],
+    )
+
+
 def test_a_step_that_practises_needs_a_codec_and_notices_what_is_not_finite(rng, codec):
-    models = practising(practice_from=0.0, practice_weight=float("inf"))
+    models = practising(practice_from=0.0)
     with pytest.raises(ValueError, match="codec"):
         make_train_step(models, Phase.FROZEN)
-    state, metrics = make_train_step(models, Phase.FROZEN, codec=codec)(
-        frozen_state(models, rng), batches_of(rng, models, 1)[0]
-    )
+    state = frozen_state(models, rng)
+    state["dynamics"]["embed_press"] = {
+        "embedding": jnp.full_like(state["dynamics"]["embed_press"]["embedding"], jnp.nan)
+    }
+    # With NaN for logits all sampling is alike, but whether anything is heard is left to the sound.
+    state["key_of_code"] = jnp.ones_like(state["key_of_code"])
+    state, metrics = make_train_step(models, Phase.FROZEN, codec=codec)(state, batches_of(rng, models, 1)[0])
     assert not np.isfinite(float(metrics["dynamics_grad_norm"]))
     assert int(state["first_bad_step"]) == int(state["step"])
 
@@ -232,7 +257,8 @@ def test_a_press_governs_the_frames_of_its_block(stride, rng):
 @pytest.mark.parametrize(
     ("changes", "data", "message"),
     [
-        ({"practice_weight": -1.0}, {}, "dynamics.practice_weight is -1.0"),
+        ({"practice_rate": -1.0}, {}, "dynamics.practice_rate is -1.0"),
+        ({"practice_strength": 1.0}, {}, "dynamics.practice_strength is 1.0: it must be above 1"),
         ({"practice_from": 1.0}, {}, "dynamics.practice_from is 1.0"),
         ({"practice_frames": 5}, {}, "must be a multiple of latent_actions.action_stride, 2"),
         ({"practice_frames": 2}, {}, "must be a multiple of latent_actions.action_stride, 2, two or more"),
@@ -244,7 +270,7 @@ def test_practice_that_cannot_work_is_refused(changes, data, message):
     config = tiny_config(
         data=DataConfig(datasets=("music",), **data),
         latent_actions=dataclasses.replace(tiny_config().latent_actions, action_stride=2),
-        dynamics=dataclasses.replace(DynamicsConfig(), **({"practice_weight": 1.0, "practice_frames": 8} | changes)),
+        dynamics=dataclasses.replace(DynamicsConfig(), **({"practice_rate": 0.1, "practice_frames": 8} | changes)),
         training=TrainingConfig(steps=12, batch_size=4, crop_frames=24),
     )
     with pytest.raises(UserError) as caught:
@@ -253,7 +279,7 @@ def test_practice_that_cannot_work_is_refused(changes, data, message):
 
 
 def test_practice_without_keys_that_stay_or_in_parts_is_refused():
-    dynamics = DynamicsConfig(practice_weight=1.0, practice_frames=8)
+    dynamics = DynamicsConfig(practice_rate=0.1, practice_frames=8)
     config = tiny_config(data=DataConfig(datasets=("music",)), dynamics=dynamics)
     never = dataclasses.replace(config.phases, freeze="never")
     with pytest.raises(UserError, match=r"phases\.freeze is never"):

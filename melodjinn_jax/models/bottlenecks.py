@@ -12,13 +12,9 @@ import numpy as np
 # Where spare entries wait: no latent comes near them, so they are never chosen.
 FAR_AWAY = 1e3
 
-# The least frequent kind of events has this much of an equal share, when the codebook is read off.
-MIN_BALANCE = 0.8
-BALANCE_ROUNDS, BALANCE_STEPS = 30, 60
-
 Codebook = dict[str, jax.Array]
-"""`vectors` [K, Z] and the statistics that move them. Of a codebook of events also `radius` [], where less than that is
-NOOP, code 0, and `handicaps` [K], added to the squared distances from the entries."""
+"""`vectors` [K, Z] and the statistics that move them. Of a codebook of events also `radius` []: what is nearer to the
+origin is NOOP, code 0."""
 
 
 def add_noise(latents: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -54,12 +50,9 @@ def _codebook(vectors: jax.Array, counts: jax.Array, sums: jax.Array) -> Codeboo
     }
 
 
-def nearest_codes(vectors: jax.Array, latents: jax.Array, handicaps: jax.Array | float = 0.0) -> jax.Array:
-    """Index of the nearest entry, or with `handicaps` [K] of the least sum of squared distance and handicap.
-
-    Latents [..., Z] to int32 [...].
-    """
-    distances = jnp.sum(vectors**2, axis=-1) + handicaps - 2 * latents @ vectors.T
+def nearest_codes(vectors: jax.Array, latents: jax.Array) -> jax.Array:
+    """Index of the nearest entry: latents [..., Z] to int32 [...]."""
+    distances = jnp.sum(vectors**2, axis=-1) - 2 * latents @ vectors.T
     return jnp.argmin(distances, axis=-1).astype(jnp.int32)
 
 
@@ -68,7 +61,7 @@ def assign_codes(codebook: Codebook, latents: jax.Array) -> jax.Array:
     if "radius" not in codebook:
         return nearest_codes(codebook["vectors"], latents)
     # Entry 0 is NOOP's.
-    events = 1 + nearest_codes(codebook["vectors"][1:], latents, codebook["handicaps"][1:])
+    events = 1 + nearest_codes(codebook["vectors"][1:], latents)
     return jnp.where(jnp.sum(latents**2, axis=-1) < codebook["radius"] ** 2, 0, events)
 
 
@@ -190,9 +183,10 @@ def read_off_events(
     """A codebook of `max_codes` - 1 kinds of events, from a warm-up's noise-free latents.
 
     Music has no clusters to be found, only latents that say more or less: half their squared norm is their information
-    in nats. Those that say most are the events, and k-means, the best of some restarts, divides them; all else is NOOP.
-    Then entries that have more than their share are handicapped until no kind is much rarer than the others, for a key
-    that hardly ever comes can hardly be learnt.
+    in nats. Those that say most are the events; all else is NOOP. What kind an event is of its direction tells, by
+    spherical k-means (Dhillon and Modha 2001), the best of some restarts: by their distances, strong and weak events of
+    one direction would be two kinds. All entries of events are equally far from the origin, so that the nearest is the
+    one whose direction is nearest.
 
     Args:
       latents: float [n, Z], in units of the bottleneck's noise.
@@ -205,48 +199,29 @@ def read_off_events(
     norms = np.linalg.norm(latents, axis=1)
     radius = np.quantile(norms, 1 - event_share)
     events, kinds = latents[norms >= radius], max_codes - 1
+    directions = _unit(events)
     rng = np.random.default_rng(0)
-    best, least = events[:kinds], np.inf
+    best, most = directions[:kinds], -np.inf
     for _ in range(restarts):
-        centres = events[rng.choice(len(events), kinds, replace=len(events) < kinds)]
+        centres = directions[rng.choice(len(events), kinds, replace=len(events) < kinds)]
         for _ in range(50):
-            centres, _ = _lloyd_step(events, centres)
-        error = np.sum((events[:, None] - centres) ** 2, axis=-1).min(axis=1).sum()
-        if error < least:
-            best, least = centres, error
-    best, handicaps = _balance(events, best)
-    vectors = np.concatenate([latents[norms < radius].mean(axis=0, keepdims=True), best])
-    sizes = np.concatenate([[np.sum(norms < radius)], _lloyd_step(events, best, handicaps)[1]])
+            centres = _unit(_lloyd_step(directions, centres)[0])
+        likeness = (directions @ centres.T).max(axis=1).sum()
+        if likeness > most:
+            best, most = centres, likeness
+    noop = latents[norms < radius].mean(axis=0, keepdims=True)
+    vectors = jnp.asarray(np.concatenate([noop, norms[norms >= radius].mean() * best]), jnp.float32)
+    sizes = np.concatenate([[np.sum(norms < radius)], _lloyd_step(directions, best)[1]])
     counts = jnp.asarray(sizes / len(latents) * batch_vectors, jnp.float32)
-    codebook = _codebook(jnp.asarray(vectors, jnp.float32), counts, jnp.asarray(vectors, jnp.float32) * counts[:, None])
-    return {**codebook, "radius": jnp.float32(radius), "handicaps": jnp.asarray([0.0, *handicaps], jnp.float32)}
+    return {**_codebook(vectors, counts, vectors * counts[:, None]), "radius": jnp.float32(radius)}
 
 
-def _balance(latents: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and handicaps under which every cluster has `MIN_BALANCE` of an equal share, or as near as was found.
-
-    A power diagram: moving the handicaps changes the sizes of its cells, Lloyd steps move the centres after them.
-    """
-    handicaps, best, most = np.zeros(len(centres)), (centres, np.zeros(len(centres))), -1.0
-    for _ in range(BALANCE_ROUNDS):
-        distances = np.sum((latents[:, None] - centres) ** 2, axis=-1)
-        scale = distances.min(axis=1).mean()
-        for _ in range(BALANCE_STEPS):
-            sizes = np.bincount((distances + handicaps).argmin(axis=1), minlength=len(centres))
-            shares = sizes / len(latents)
-            if shares.min() > most:
-                best, most = (centres, handicaps.copy()), shares.min()
-            if shares.min() * len(centres) >= MIN_BALANCE:
-                return best
-            handicaps += (shares - 1 / len(centres)) * scale
-        centres, _ = _lloyd_step(latents, centres, handicaps)
-    return best
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
-def _lloyd_step(
-    latents: np.ndarray, centres: np.ndarray, handicaps: np.ndarray | float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    distances = np.sum(centres**2, axis=-1) + handicaps - 2 * latents @ centres.T
+def _lloyd_step(latents: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    distances = np.sum(centres**2, axis=-1) - 2 * latents @ centres.T
     assigned = distances.argmin(axis=1)
     sizes = np.bincount(assigned, minlength=len(centres))
     sums = np.zeros_like(centres)

@@ -64,6 +64,8 @@ class DynamicsModel(nnx.Module):
 
     transformer: Transformer
     embed_action: nnx.Embed
+    embed_press: nnx.Embed | None
+    """What practice adds to each action."""
 
     def __init__(self, *, num_codebooks: int, codebook_size: int, num_actions: int, action_stride: int):
         self.num_codebooks, self.codebook_size = num_codebooks, codebook_size
@@ -131,10 +133,15 @@ class DynamicsModel(nnx.Module):
         """Embeddings [B, D] of actions given with a strength: 0 is the null action, 1 the action as it was trained.
 
         Action dropout trains both ends, so what lies between them and beyond costs no second pass through the model.
+        Beyond 1, what practice has found is added in the same measure.
         """
         given = self.embed_action(action_B)
         null = self.embed_action(jnp.asarray(self.null_action))
-        return given + (strength_B[:, None] - 1).astype(given.dtype) * (given - null)
+        beyond = (strength_B[:, None] - 1).astype(given.dtype)
+        strengthened = given + beyond * (given - null)
+        if self.embed_press is None:
+            return strengthened
+        return strengthened + jnp.maximum(beyond, 0) * self.embed_press(action_B)
 
     def _embedded(self, action_B: jax.Array) -> jax.Array:
         """Embeddings [B, D] of actions, int32 [B], or embedded already."""
@@ -160,6 +167,7 @@ class FlatDynamics(DynamicsModel):
         window = config.window * self.num_codebooks
         self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, window, compute, rngs)
         self.unembed = nnx.Linear(config.dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
+        self.embed_press = _press_embedding(config, self.null_action + 1, compute.dtype, rngs)
 
     def _inputs(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
         """Of the transformer, [B, F * Q, D]."""
@@ -210,6 +218,7 @@ class DepthDynamics(DynamicsModel):
         self.to_depth = nnx.Linear(config.dim, dim, use_bias=False, dtype=compute.dtype, rngs=rngs)
         self.depth = Transformer(dim, heads, config.depth_layers, self.num_codebooks, compute, rngs)
         self.unembed = nnx.Linear(dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
+        self.embed_press = _press_embedding(config, self.null_action + 1, compute.dtype, rngs)
 
     def _embed(self, tokens: jax.Array, codebooks: jax.Array) -> jax.Array:
         return self.embed_token(tokens + codebooks * (self.codebook_size + 2))
@@ -259,13 +268,22 @@ class DepthDynamics(DynamicsModel):
 def strengthen(params: Any, null_action: int, strength: float) -> Any:
     """Parameters under which every action is as `DynamicsModel.action_embedding` gives it with that strength."""
     table = params["embed_action"]["embedding"]
-    null = table[null_action]
-    return {**params, "embed_action": {"embedding": table + (strength - 1) * (table - null)}}
+    strengthened = table + (strength - 1) * (table - table[null_action])
+    if "embed_press" in params and strength > 1:
+        strengthened += (strength - 1) * params["embed_press"]["embedding"]
+    return {**params, "embed_action": {"embedding": strengthened}}
 
 
 def _embedding(dim: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Callable[[int], nnx.Embed]:
     init = nnx.initializers.normal(0.3)
     return functools.partial(nnx.Embed, features=dim, dtype=dtype, embedding_init=init, rngs=rngs)
+
+
+def _press_embedding(config: DynamicsConfig, actions: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Embed | None:
+    """A table of zeros for a model that practises. Made last, so that all else begins as it would without."""
+    if config.practice_rate == 0:
+        return None
+    return nnx.Embed(actions, config.dim, dtype=dtype, embedding_init=nnx.initializers.zeros, rngs=rngs)
 
 
 def make_dynamics(config: DynamicsConfig, **arguments: Any) -> DynamicsModel:

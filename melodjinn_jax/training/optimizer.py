@@ -17,10 +17,22 @@ Params = Any
 CONSISTENT_RMS = 0.2
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping and the algorithm of `config` at learning rate 1; `apply_gradients` scales."""
+def make_optimizer(config: OptimizerConfig, practice_rate: float = 0.0) -> optax.GradientTransformation:
+    """Clipping and the algorithm of `config` at learning rate 1; `apply_gradients` scales.
+
+    With a `practice_rate`, its peak learning rate, the table of presses has clipping and an Adam of its own.
+    """
     algorithm = adamw if config.algorithm == "adamw" else muon
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), algorithm(config))
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    optimizer = optax.chain(clip, algorithm(config))
+    if practice_rate == 0:
+        return optimizer
+
+    def label(params: Params) -> Params:
+        return {name: jax.tree.map(lambda _, own=name == "embed_press": own, x) for name, x in params.items()}
+
+    practice = optax.chain(clip, optax.adam(practice_rate / config.learning_rate, b2=config.b2))
+    return optax.partition({False: optimizer, True: practice}, label)
 
 
 def adamw(config: OptimizerConfig) -> optax.GradientTransformation:

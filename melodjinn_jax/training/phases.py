@@ -141,7 +141,7 @@ class PhaseMachine:
         """The meaning of the actions of a state that has a codebook."""
         key_of_code = tuple(int(key) for key in np.asarray(state["key_of_code"]))
         codebook = state["codebook"]
-        parts = [name for name in ("vectors", "radius", "handicaps") if name in codebook]
+        parts = [name for name in ("vectors", "radius") if name in codebook]
         digest = digest_codebook(*(np.asarray(codebook[name]) for name in parts))
         return ActionSpace(self.config.latent_actions.action_stride, key_of_code, digest)
 

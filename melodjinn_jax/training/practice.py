@@ -1,10 +1,14 @@
 """Practice: keys pressed at random, played by the dynamics model, and learnt where the LAM hears what was pressed.
 
 Labels teach the model what music holds, not how a press must sound to be heard as one: pressed where no music had it,
-a key is played too weakly. So the model also presses keys itself, in clips of the batch, and what it plays is an
-example like any other if the frozen LAM hears the key in it: a policy gradient whose reward is 1 or 0 (cf. Zelikman et
-al. 2022, "STaR", for learning from one's own successes). All keys that were heard in a batch weigh alike, so that the
-gradient is about that of the logarithm of each key's chance to be heard. Nothing of it is kept from step to step.
+a key is played too weakly. So the model also presses keys itself, in clips of the batch, and where the frozen LAM hears
+the key in what it played, that is made likelier: a policy gradient whose reward is 1 or 0 (cf. Zelikman et al. 2022,
+"STaR", for learning from one's own successes). All keys that were heard in a batch weigh alike, so that the gradient is
+about that of the logarithm of each key's chance to be heard. Nothing of it is kept from step to step.
+
+Only a table of what a press adds to its key learns from this (cf. Lester et al. 2021, "The power of scale for
+parameter-efficient prompt tuning"), and only beyond strength 1 is it added: practice takes nothing from what the model
+knows of music.
 
 R presses, C blocks of context before each, F frames of both, S frames per block.
 """
@@ -103,7 +107,7 @@ def success_weights(presses: Presses, succeeded: jax.Array, max_keys: int) -> ja
 def practice_gradient(
     models: Models, params: Any, codes: jax.Array, keys: jax.Array, num_keys: jax.Array, listen: Listen, key: jax.Array
 ) -> tuple[Any, jax.Array]:
-    """Gradient of what the successes of a batch's presses cost, in nats per token played, and the share that succeeded.
+    """What a batch's presses teach.
 
     Args:
       models: of the run.
@@ -113,6 +117,10 @@ def practice_gradient(
       num_keys: int [].
       listen: of the run's LAM.
       key: random key.
+
+    Returns:
+      the gradient of what the successes cost, in nats per token played, by the parameter `embed_press` (not of NOOP,
+      which nobody presses), and the share that succeeded.
     """
     key_press, key_play = jax.random.split(key)
     presses = draw_presses(models, codes, keys, num_keys, key_press)
@@ -122,10 +130,11 @@ def practice_gradient(
     weights = success_weights(presses, succeeded, models.num_codes)
     start = presses.context.shape[1]
 
-    def loss(params: Any) -> jax.Array:
-        model = models.dynamics(params)
+    def loss(added: Any) -> jax.Array:
+        model = models.dynamics({**params, "embed_press": added})
         logits = model(played, embed_presses(model, presses, strength))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, played)[:, start:]
         return jnp.sum(losses.mean(axis=(1, 2)) * weights)
 
-    return jax.grad(loss)(params), succeeded.mean()
+    grads = jax.tree.map(lambda g: g.at[0].set(0), jax.grad(loss)(params["embed_press"]))
+    return grads, succeeded.mean()

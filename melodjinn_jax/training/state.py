@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
-from melodjinn_jax.config import Config, OptimizerConfig
+from melodjinn_jax.config import Config
 from melodjinn_jax.models.bottlenecks import Codebook, empty_codebook, fsq_vectors, random_codebook
 from melodjinn_jax.models.dynamics import DynamicsModel, make_dynamics
 from melodjinn_jax.models.features import num_channels
@@ -112,8 +113,7 @@ class Models:
             codebook = empty_codebook(self.num_codes, len(actions.fsq_levels))
             return {**codebook, "vectors": jnp.asarray(fsq_vectors(actions.fsq_levels))}
         codebook = random_codebook(key, actions.max_codes, actions.latent_dim)
-        of_events = {"radius": jnp.zeros(()), "handicaps": jnp.zeros(actions.max_codes)}
-        return codebook | of_events if actions.event_share else codebook
+        return codebook | {"radius": jnp.zeros(())} if actions.event_share else codebook
 
     @property
     def probe_frames(self) -> int:
@@ -134,7 +134,7 @@ def initial_state(models: Models, feature_scale: jax.Array) -> State:
         "rng": rng,
         "feature_scale": feature_scale,
         "first_bad_step": jnp.int32(-1),
-        **_trainable("lam", _new_parameters("lam", models.init_lam, stream(rng, "lam")), models.config.lam_optimizer),
+        **_trainable("lam", _new_parameters("lam", models.init_lam, stream(rng, "lam")), lam_optimizer(models.config)),
     }
 
 
@@ -143,17 +143,24 @@ def _new_parameters(name: str, init: Callable[[jax.Array], Any], key: jax.Array)
     return jax.jit(lambda key: pin_state({name: init(key)}))(key)[name]
 
 
-def _trainable(name: str, params: Any, config: OptimizerConfig) -> State:
+def lam_optimizer(config: Config) -> optax.GradientTransformation:
+    return make_optimizer(config.lam_optimizer)
+
+
+def dynamics_optimizer(config: Config) -> optax.GradientTransformation:
+    return make_optimizer(config.dynamics_optimizer, config.dynamics.practice_rate)
+
+
+def _trainable(name: str, params: Any, optimizer: optax.GradientTransformation) -> State:
     """Parameters, and a fresh optimiser state that lies as they do."""
-    init = make_optimizer(config).init
-    return {name: params, **jax.jit(lambda params: pin_state({f"{name}_opt": init(params)}))(params)}
+    return {name: params, **jax.jit(lambda params: pin_state({f"{name}_opt": optimizer.init(params)}))(params)}
 
 
 def with_dynamics(models: Models, state: State, step: int) -> State:
     """The state with a dynamics model that starts to train at `step`; fresh, unless it has one already."""
     key = stream(state["rng"], "dynamics")
     params = state.get("dynamics") or _new_parameters("dynamics", models.init_dynamics, key)
-    network = _trainable("dynamics", params, models.config.dynamics_optimizer)
+    network = _trainable("dynamics", params, dynamics_optimizer(models.config))
     # A copy, for a step gives all its buffers away, each of them once.
     average = {"dynamics_ema": jax.tree.map(jnp.copy, params)} if models.config.dynamics.ema_decay else {}
     return {**state, **network, **average, "dynamics_start": jnp.int32(step)}

@@ -22,9 +22,9 @@ from melodjinn_jax.models.dynamics import DynamicsModel
 from melodjinn_jax.models.features import block_features, to_samples
 from melodjinn_jax.models.sharding import replicate
 from melodjinn_jax.training.mesh import pin_state
-from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, make_optimizer, update_average
+from melodjinn_jax.training.optimizer import apply_gradients, learning_rate, update_average
 from melodjinn_jax.training.practice import practice_gradient
-from melodjinn_jax.training.state import Models, Phase, State
+from melodjinn_jax.training.state import Models, Phase, State, dynamics_optimizer, lam_optimizer
 
 Batch = Mapping[str, Any]
 """waveform int16 [B, F, H] and codes uint16 [B, F, Q]; of labelled data actions uint16 [B, N - 1] and no waveform."""
@@ -232,7 +232,7 @@ def update_lam(models: Models, phase: Phase, state: State, batch: Batch, key: ja
     lam_steps = config.training.steps if config.phases.freeze == "never" else config.phases.freeze_deadline
     rate = learning_rate(config.lam_optimizer, state["step"], lam_steps)
     new["lam"], new["lam_opt"] = apply_gradients(
-        make_optimizer(config.lam_optimizer), state["lam"], state["lam_opt"], grads["lam"], rate
+        lam_optimizer(config), state["lam"], state["lam_opt"], grads["lam"], rate
     )
     if models.trains_jointly:
         new.update(_step_dynamics(config, state, grads["dynamics"]))
@@ -250,7 +250,7 @@ def _step_dynamics(config: Config, state: State, grads: Any) -> State:
     count = state["step"] - start
     rate = learning_rate(config.dynamics_optimizer, count, config.training.steps - start)
     params, opt_state = apply_gradients(
-        make_optimizer(config.dynamics_optimizer), state["dynamics"], state["dynamics_opt"], grads, rate
+        dynamics_optimizer(config), state["dynamics"], state["dynamics_opt"], grads, rate
     )
     new = {"dynamics": params, "dynamics_opt": opt_state}
     if decay := config.dynamics.ema_decay:
@@ -269,9 +269,8 @@ def update_dynamics(
     loss, grads = dynamics_gradient(models, state["dynamics"], batch["codes"], keys, key)
     metrics = {"cross_entropy": loss, "noop_share": jnp.mean(keys == 0)}
     if practice:
-        more, metrics["practice_recovery"] = practise(models, state, batch["codes"], keys, *practice)
-        weight = models.config.dynamics.practice_weight
-        grads = jax.tree.map(lambda own, add: own + weight * add, grads, more)
+        # At strength 1, as music is learnt, nothing of this table is used.
+        grads["embed_press"], metrics["practice_recovery"] = practise(models, state, batch["codes"], keys, *practice)
     metrics["dynamics_grad_norm"] = optax.global_norm(grads)
     return {**state, **_step_dynamics(models.config, state, grads)}, metrics
 
@@ -290,7 +289,7 @@ def practise(
         return practice_gradient(models, params, codes, keys, state["key_of_code"].max(), listen, key)
 
     def not_yet() -> tuple[Any, jax.Array]:
-        return jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        return jax.tree.map(jnp.zeros_like, params["embed_press"]), jnp.zeros(())
 
     start = state["dynamics_start"]
     done = (state["step"] - start) / jnp.maximum(config.training.steps - start, 1)
@@ -312,7 +311,7 @@ def make_train_step(
     Raises:
       ValueError: the dynamics model practises, and there is no codec.
     """
-    if phase is not Phase.FROZEN or models.config.dynamics.practice_weight == 0:
+    if phase is not Phase.FROZEN or models.config.dynamics.practice_rate == 0:
         codec = None
     elif codec is None:
         raise ValueError("practice needs the run's codec")

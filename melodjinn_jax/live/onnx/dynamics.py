@@ -212,7 +212,12 @@ def _action(g: Graph, params: Any) -> str:
     action, strength = g.input("action", "int32", (1,)), g.input("strength", "float32", ())
     null = g.constant(table[-1:])
     effect = g.op("Sub", g.op("Gather", g.constant(table), action), null)
-    return g.op("Add", null, g.op("Mul", effect, strength))
+    embedded = g.op("Add", null, g.op("Mul", effect, strength))
+    if "embed_press" not in params:
+        return embedded
+    press = g.op("Gather", g.constant(np.asarray(params["embed_press"]["embedding"])), action)
+    beyond = g.op("Relu", g.op("Sub", strength, g.constant(1, "float32")))
+    return g.op("Add", embedded, g.op("Mul", press, beyond))
 
 
 class _Sampler:
