@@ -3,7 +3,7 @@
     python benchmarks/free_music.py --output FOLDER
     python -m data_pipelines.folder --input FOLDER --output data/games --chunk-frames 512 --fit.codebook-size 256 \
         --held-out.validation .05 --held-out.test .2
-    python benchmarks/music_actions.py --dataset data/games --variants spectra/4 unpractised/4 --seeds 3
+    python benchmarks/music_actions.py --dataset data/games --variants spectra/8 spectra/4 --seeds 3
 
 Every variant is a run of experiments/electronic_small.py with another LAM (`VARIANTS`). For each action stride one more
 run is trained without actions, as a *deaf* model of the same size: the gain over it is what actions really tell, for a
@@ -32,19 +32,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str, str]:
     """Settings of a latent action model."""
-    price = {"mel": ".003", "spectra": ".002"}[features]
+    price = {"mel": ".003", "spectra": ".0005"}[features]
     chosen = {"features": features, "action-stride": str(stride), "kl-weight": price, "event-share": str(event_share)}
     return {f"latent_actions.{name}": value for name, value in (chosen | more).items()}
 
 
 UNPRACTISED = {"dynamics.practice-rate": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
-    "spectra/4": lam("spectra", 4, 0.17),
-    "unpractised/4": lam("spectra", 4, 0.17) | UNPRACTISED,
-    "mel/4": lam("mel", 4, 0.17),
-    "recording/4": lam("spectra", 4, 0.17, hears="recording"),
+    "spectra/8": lam("spectra", 8, 0.33),
+    "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
+    "mel/8": lam("mel", 8, 0.33),
+    "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
-    "spectra/8": lam("spectra", 8, 0.3),
+    "spectra/4": lam("spectra", 4, 0.17),
     "spectra/16": lam("spectra", 16, 0.5) | {"dynamics.practice-frames": "32"},
 }
 DEAF = UNPRACTISED | {"dynamics.action-dropout": "1", "evaluation.generate": "false"}

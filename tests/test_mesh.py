@@ -122,8 +122,9 @@ def test_the_command_refuses_a_mesh_in_one_sentence_and_leaves_no_work_directory
         ({"bottleneck": "fsq"}, {}),
         ({"features": "waveform"}, {}),
         ({}, {"layout": "depth", "depth_dim": 16}),
+        ({}, {"practice_rate": 0.1}),
     ],
-    ids=["mel", "dynamics", "fsq", "waveform", "depth"],
+    ids=["mel", "dynamics", "fsq", "waveform", "depth", "practised"],
 )
 def test_the_table_knows_every_parameter_and_splits_only_what_it_divides(latent_actions, dynamics):
     changed = dataclasses.replace(tiny_config().latent_actions, **latent_actions)

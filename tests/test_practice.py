@@ -1,6 +1,11 @@
 """Practice: what is pressed and played, what counts as heard, that it makes keys heard, and changes nothing else."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +34,7 @@ from melodjinn_jax.training.state import Phase, commit
 from melodjinn_jax.training.step import make_train_step
 from melodjinn_jax.validation import check_config
 
+ROOT = Path(__file__).resolve().parent.parent
 KEYS = 3
 
 
@@ -228,6 +234,22 @@ def test_practice_is_the_same_in_one_dispatch_and_in_many(rng, codec):
     assert float(metrics["practice_recovery"]) > 0
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_practice_on_two_devices_is_that_on_one():
+    found = []
+    for devices in (1, 2):
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+        command = [sys.executable, "tests/tools/practice.py"]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+        assert (found[-1]["devices"], found[-1]["compilations"]) == (devices, 1)
+    one, two = found
+    assert any(step["practice_recovery"] > 0 for step in one["metrics"])
+    for ours, theirs in zip(two["metrics"], one["metrics"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    np.testing.assert_allclose(two["table"], one["table"], rtol=1e-2, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
