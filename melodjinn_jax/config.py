@@ -154,11 +154,11 @@ class DynamicsConfig:
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which then plays and is evaluated; 0: the weights themselves do."""
     practice_rate: float = 0.0
-    """Peak learning rate of practice: keys are pressed at random and played, and what a press adds to its key is learnt
-    where the LAM hears the key that was pressed; 0: none."""
+    """Learning rate of practice, on the schedule of dynamics_optimizer: keys are pressed at random and played, and what
+    a press adds to its key is learnt where the LAM hears the key that was pressed; 0: none."""
     practice_strength: float = 2.0
-    """Strength at which keys are pressed in practice, and are to be played. It must be above 1, at which keys are what
-    music alone taught, whatever was practised."""
+    """Strength at which keys are pressed in practice, and are to be played (evaluation.strength). It must be above 1,
+    at which keys are what music alone taught, whatever was practised."""
     practice_from: float = 0.5
     """Share of the dynamics model's steps after which practice begins."""
     practice_frames: int = 40

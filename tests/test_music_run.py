@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -205,6 +206,27 @@ def test_a_run_that_practises_may_begin_with_one_that_did_not(trained):
     assert not is_frozen
     assert not given["dynamics"].pop("embed_press")["embedding"].any()
     jax.tree.map(np.testing.assert_array_equal, given["dynamics"], there)
+
+
+def test_what_was_practised_stays_with_the_keys_that_it_was_practised_for(trained):
+    config = music_config(trained.datasets)
+    codec = load_codec(WorkDir(trained.lam_run).codec)
+    models = make_models(config, codec)
+    whole, is_frozen = initial_parameters(str(trained.lam_run), models, codec, None)
+    assert is_frozen
+    assert whole["dynamics"]["embed_press"]["embedding"].any()
+    alone, _ = initial_parameters(f"{trained.lam_run}:dynamics", models, codec, None)
+    assert not alone["dynamics"]["embed_press"]["embedding"].any()
+
+
+def test_a_run_that_practises_resumes_bit_for_bit(trained, tmp_path):
+    shutil.copytree(trained.lam_run, tmp_path / "run")
+    last = max((tmp_path / "run" / "checkpoints").iterdir(), key=lambda folder: int(folder.name))
+    shutil.rmtree(last)
+    run_train(tmp_path / "run", music_config(trained.datasets, weights=(3.0, 1.0)))
+    ours, theirs = newest(tmp_path / "run"), newest(trained.lam_run)
+    assert "dynamics/embed_press/embedding" in {leaf.name for leaf in theirs.leaves}
+    assert {leaf.name: leaf.sha256 for leaf in ours.leaves} == {leaf.name: leaf.sha256 for leaf in theirs.leaves}
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,14 @@ def nearest_codes(vectors: jax.Array, latents: jax.Array) -> jax.Array:
 
 
 def assign_codes(codebook: Codebook, latents: jax.Array) -> jax.Array:
-    """Codes int32 [...] of latents [..., Z]: the nearest entry; NOOP within the radius, if there is one."""
+    """Codes int32 [...] of latents [..., Z]: the nearest entry; where there is a radius, the entry of the nearest
+    direction, and NOOP within the radius."""
     if "radius" not in codebook:
         return nearest_codes(codebook["vectors"], latents)
     # Entry 0 is NOOP's.
-    events = 1 + nearest_codes(codebook["vectors"][1:], latents)
+    kinds = codebook["vectors"][1:]
+    directions = kinds / jnp.maximum(jnp.linalg.norm(kinds, axis=-1, keepdims=True), 1e-9)
+    events = 1 + jnp.argmax(latents @ directions.T, axis=-1).astype(jnp.int32)
     return jnp.where(jnp.sum(latents**2, axis=-1) < codebook["radius"] ** 2, 0, events)
 
 
@@ -185,8 +188,7 @@ def read_off_events(
     Music has no clusters to be found, only latents that say more or less: half their squared norm is their information
     in nats. Those that say most are the events; all else is NOOP. What kind an event is of its direction tells, by
     spherical k-means (Dhillon and Modha 2001), the best of some restarts: by their distances, strong and weak events of
-    one direction would be two kinds. All entries of events are equally far from the origin, so that the nearest is the
-    one whose direction is nearest.
+    one direction would be two kinds.
 
     Args:
       latents: float [n, Z], in units of the bottleneck's noise.

@@ -20,7 +20,7 @@ CONSISTENT_RMS = 0.2
 def make_optimizer(config: OptimizerConfig, practice_rate: float = 0.0) -> optax.GradientTransformation:
     """Clipping and the algorithm of `config` at learning rate 1; `apply_gradients` scales.
 
-    With a `practice_rate`, its peak learning rate, the table of presses has clipping and an Adam of its own.
+    With a `practice_rate`, its learning rate on the same schedule, the table of presses has its own clipping and Adam.
     """
     algorithm = adamw if config.algorithm == "adamw" else muon
     clip = optax.clip_by_global_norm(config.clip_norm)

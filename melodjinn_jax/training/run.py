@@ -268,16 +268,23 @@ def initial_parameters(source: str, models: Models, codec: Codec, labels: Action
         arrays = jax.tree.map(jnp.asarray, store.read_arrays(checkpoint.step, *names))
         if "dynamics" in arrays:
             require_same_codec(checkpoint.metadata["codec_digest"], codec, f"--init-from {source}")
-            arrays["dynamics"] = _with_own_presses(models, arrays["dynamics"])
+            arrays["dynamics"] = _with_own_presses(models, arrays["dynamics"], keys_stay=frozen)
     _check_fit(source, models, arrays)
     return arrays, frozen
 
 
-def _with_own_presses(models: Models, dynamics: dict[str, Any]) -> dict[str, Any]:
-    """Another run's dynamics model with a table of presses if this run practises: that run's own, or a fresh one."""
+def _with_own_presses(models: Models, dynamics: dict[str, Any], keys_stay: bool) -> dict[str, Any]:
+    """Another run's dynamics model, with a table of presses if this run practises.
+
+    It is that run's own if keys mean here what they meant there, or else a fresh one: practice would not unlearn what
+    is added to a key that is never heard.
+    """
+    rest = {name: value for name, value in dynamics.items() if name != "embed_press"}
     if models.config.dynamics.practice_rate == 0:
-        return {name: value for name, value in dynamics.items() if name != "embed_press"}
-    return {"embed_press": jax.tree.map(jnp.zeros_like, dynamics["embed_action"])} | dynamics
+        return rest
+    if keys_stay and "embed_press" in dynamics:
+        return dynamics
+    return rest | {"embed_press": jax.tree.map(jnp.zeros_like, dynamics["embed_action"])}
 
 
 def _check_same_meaning(source: str, theirs: LatentActionConfig, ours: LatentActionConfig) -> None:
