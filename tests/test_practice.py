@@ -109,6 +109,8 @@ def test_keys_that_are_practised_come_to_be_heard(strength, layout, rng):
     """A listener that hears key k in every token below 5 k but not below 5 (k - 1): each key has its own tokens."""
     models = practising(practice_strength=strength, layout=layout)
     params = models.init_dynamics(jax.random.key(0))
+    # A table can only choose among what the model can say: here each token has a direction of its own.
+    params["unembed"]["kernel"] = 3 * jnp.eye(*params["unembed"]["kernel"].shape)
     codes = jnp.asarray(rng.integers(0, 16, (8, 24, 2)))
     keys = jnp.zeros((8, 23), jnp.int32)
 
@@ -125,12 +127,11 @@ def test_keys_that_are_practised_come_to_be_heard(strength, layout, rng):
         return params | {"embed_press": optax.apply_updates(params["embed_press"], updates)}, state, recovery
 
     shares = []
-    for seed in range(100):
+    for seed in range(60):
         params, state, recovery = step(params, state, jax.random.key(seed))
         shares.append(float(recovery))
-    assert np.mean(shares[:3]) < 0.45
-    # All else is as random as it began, so there is only so much that a table can do.
-    assert np.mean(shares[-20:]) > 0.65
+    assert np.mean(shares[:3]) < 0.5
+    assert np.mean(shares[-5:]) > 0.9
     assert not params["embed_press"]["embedding"][0].any()
 
 
