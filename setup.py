@@ -19,7 +19,8 @@ setup(
         "melodjinn_jax.live": ["page/*"],
     },
     install_requires=[
-        "jax>=0.10",
+        # On a CPU with 0.11, Fourier transforms that run side by side wait for each other's threads for ever.
+        "jax>=0.10,!=0.11.*",
         "flax>=0.12.8",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",

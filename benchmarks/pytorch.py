@@ -27,6 +27,8 @@ import optax
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from melodjinn_jax.config import Config, DynamicsConfig, TrainingConfig
 from melodjinn_jax.models.transformer import rotary_table
@@ -43,14 +45,21 @@ SIZES = {
 
 
 class Attention(nn.Module):
-    def __init__(self, dim: int, heads: int, window: int, length: int):
+    """Queries, keys and values in the type of x; parameters in float32, which autocast rounds."""
+
+    def __init__(self, dim: int, heads: int, window: int, length: int, kernel: str):
         super().__init__()
-        self.heads, self.width = heads, dim // heads
+        self.heads, self.width, self.window, self.kernel = heads, dim // heads, window, kernel
         self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.query_norm, self.key_norm = nn.RMSNorm(self.width, eps=1e-6), nn.RMSNorm(self.width, eps=1e-6)
         self.sink = nn.Parameter(torch.zeros(heads))
         distance = torch.arange(length)[:, None] - torch.arange(length)
-        self.register_buffer("hidden", (distance < 0) | (distance >= window))
+        if kernel == "plain":
+            self.register_buffer("hidden", (distance < 0) | (distance >= window))
+        elif kernel == "flex":
+            self.visible = create_block_mask(
+                lambda b, h, i, j: (i >= j) & (i - j < window), None, None, length, length, device="cuda"
+            )
         for name, table in zip(("cos", "sin"), rotary_table(jnp.arange(length), self.width), strict=True):
             self.register_buffer(name, torch.tensor(np.asarray(table)))
 
@@ -61,47 +70,68 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         B, L, D = x.shape
         q, k, v = self.qkv(x).view(B, L, 3, self.heads, self.width).permute(2, 0, 3, 1, 4)
-        q, k = self.rotate(self.query_norm(q)), self.rotate(self.key_norm(k))
+        q = self.rotate(self.query_norm(q.float()).to(x.dtype))
+        k = self.rotate(self.key_norm(k.float()).to(x.dtype))
+        return self.out(getattr(self, self.kernel)(q, k, v).transpose(1, 2).reshape(B, L, D))
+
+    def plain(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         logits = (q @ k.transpose(-1, -2) / self.width**0.5).masked_fill(self.hidden, float("-inf"))
-        sink = self.sink.view(1, -1, 1, 1).expand(B, -1, L, 1)
-        weights = torch.softmax(torch.cat([logits, sink], dim=-1), dim=-1)[..., :-1]
-        return self.out((weights @ v).transpose(1, 2).reshape(B, L, D))
+        sink = self.sink.view(1, -1, 1, 1).expand(*q.shape[:-1], 1)
+        return torch.softmax(torch.cat([logits, sink], dim=-1), dim=-1)[..., :-1] @ v
+
+    def flash(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Neither window nor sink: flash attention, as PyTorch offers it, has none."""
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def flex(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """FlexAttention leaves out what the window hides, and tells the logarithm of the sum, from which the sink is
+        put in."""
+        mixed, log_sum = flex_attention(q, k, v, block_mask=self.visible, return_lse=True)
+        gate = torch.sigmoid(log_sum - self.sink.view(1, -1, 1))
+        return (mixed * gate[..., None]).to(v.dtype)
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, window: int, length: int):
+    def __init__(self, dim: int, heads: int, window: int, length: int, kernel: str):
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(dim, eps=1e-6)
-        self.attention = Attention(dim, heads, window, length)
+        self.attention = Attention(dim, heads, window, length, kernel)
         self.up, self.down = nn.Linear(dim, 4 * dim, bias=False), nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.down(functional.relu(self.up(self.mlp_norm(x))).square())
+        x = x + self.attention(self.attention_norm(x.float()).to(x.dtype))
+        return x + self.down(functional.relu(self.up(self.mlp_norm(x.float()).to(x.dtype))).square())
 
 
 class Dynamics(nn.Module):
-    """The flat layout with one frame per action."""
+    """The flat layout, computed in `dtype`; `attention` names a method of `Attention`."""
 
-    def __init__(self, config: DynamicsConfig, num_actions: int, frames: int):
+    def __init__(
+        self, models: Models, attention: str = "plain", dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ):
         super().__init__()
-        Q, K, D = CODEC.num_codebooks, CODEC.codebook_size, config.dim
+        config, frames, num_actions = models.config.dynamics, models.config.training.crop_frames, models.num_codes
+        Q, K, D = models.codec.num_codebooks, models.codec.codebook_size, config.dim
+        self.stride, self.dtype = models.config.latent_actions.action_stride, dtype
         self.begin, self.null = K, num_actions
         self.embed_token, self.embed_codebook = nn.Embedding(K + 2, D), nn.Embedding(Q, D)
         self.embed_action = nn.Embedding(num_actions + 1, D)
-        sizes = (D, config.num_heads, config.window * Q, frames * Q)
+        sizes = (D, config.num_heads, config.window * Q, frames * Q, attention)
         self.blocks = nn.ModuleList(Block(*sizes) for _ in range(config.num_layers))
         self.norm, self.unembed = nn.RMSNorm(D, eps=1e-6), nn.Linear(D, K)
+        self.to(device)
 
     def forward(self, codes: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
         B, F, Q = codes.shape
         previous = functional.pad(codes.view(B, F * Q)[:, :-1], (1, 0), value=self.begin)
-        by_frame = self.embed_action(functional.pad(actions, (1, 0), value=self.null))
+        by_block = self.embed_action(functional.pad(actions, (1, 0), value=self.null))
+        by_frame = by_block.repeat_interleave(self.stride, dim=1)
         x = self.embed_token(previous).view(B, F, Q, -1) + self.embed_codebook.weight + by_frame[:, :, None]
-        x = x.view(B, F * Q, -1)
+        x = x.view(B, F * Q, -1).to(self.dtype)
         for block in self.blocks:
             x = block(x)
-        return self.unembed(self.norm(x)).view(B, F, Q, -1)
+        return self.unembed(self.norm(x.float())).view(B, F, Q, -1).float()
 
     def take_over(self, params: Any) -> None:
         """Copy the parameters of our model."""
@@ -142,26 +172,42 @@ def configure(dynamics: DynamicsConfig, batch_size: int) -> Config:
     return Config(dynamics=dynamics, training=TrainingConfig(batch_size=batch_size))
 
 
+def random_batch(models: Models) -> dict[str, np.ndarray]:
+    """Codes and labels of one batch of noise."""
+    config, codec = models.config, models.codec
+    B, F = config.training.batch_size, config.training.crop_frames
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, codec.codebook_size, (B, F, codec.num_codebooks), np.uint16)
+    blocks = F // config.latent_actions.action_stride
+    return {"codes": codes, "actions": rng.integers(0, models.num_codes, (B, blocks - 1), np.uint16)}
+
+
 def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
     models = Models(configure(dynamics, batch_size), CODEC)
-    frames = models.config.training.crop_frames
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, CODEC.codebook_size, (batch_size, frames, CODEC.num_codebooks))
-    actions = rng.integers(0, models.num_codes, (batch_size, frames - 1))
+    batch = random_batch(models)
+    codes, actions = (jnp.asarray(batch[name], jnp.int32) for name in ("codes", "actions"))
     params = models.init_dynamics(stream(jax.random.key_data(jax.random.key(0)), "dynamics"))
-    torch_codes, torch_actions = torch.tensor(codes), torch.tensor(actions)
-    model = Dynamics(dynamics, models.num_codes, frames)
+    model = Dynamics(models)
     model.take_over(params)
-    logits = jax.jit(lambda p: models.dynamics(p)(jnp.asarray(codes), jnp.asarray(actions)))(params)
-    our_loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(codes)).mean()
-    their_loss = functional.cross_entropy(model(torch_codes, torch_actions).flatten(0, 2), torch_codes.flatten())
+    logits = jax.jit(lambda p: models.dynamics(p)(codes, actions))(params)
+    our_loss = optax.softmax_cross_entropy_with_integer_labels(logits, codes).mean()
     return Contest(
         count_parameters(params),
         codes.size,
-        (float(our_loss), their_loss.item()),
-        our_steps(models, params, {"codes": codes.astype(np.uint16), "actions": actions.astype(np.uint16)}),
-        their_steps(model, models, torch_codes, torch_actions),
+        (float(our_loss), cross_entropy(model, *tensors(batch)).item()),
+        our_steps(models, params, batch),
+        their_steps(model, models, *tensors(batch)),
     )
+
+
+def tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and actions as int64."""
+    codes, actions = (torch.tensor(batch[name].astype(np.int64), device=device) for name in ("codes", "actions"))
+    return codes, actions
+
+
+def cross_entropy(model: nn.Module, codes: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(model(codes, actions).flatten(0, 2), codes.flatten())
 
 
 def our_steps(models: Models, params: Any, batch: dict[str, np.ndarray]) -> Callable[[int], None]:
@@ -185,7 +231,7 @@ def our_steps(models: Models, params: Any, batch: dict[str, np.ndarray]) -> Call
     return steps
 
 
-def their_steps(model: Dynamics, models: Models, codes: torch.Tensor, actions: torch.Tensor) -> Callable[[int], None]:
+def their_steps(model: nn.Module, models: Models, codes: torch.Tensor, actions: torch.Tensor) -> Callable[[int], None]:
     config = models.config.dynamics_optimizer
     kernels = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim != 2]
@@ -194,7 +240,8 @@ def their_steps(model: Dynamics, models: Models, codes: torch.Tensor, actions: t
 
     def steps(count: int) -> None:
         for _ in range(count):
-            loss = functional.cross_entropy(model(codes, actions).flatten(0, 2), codes.flatten())
+            with torch.autocast(codes.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+                loss = cross_entropy(model, codes, actions)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)

@@ -5,21 +5,21 @@
     python -m melodjinn_jax.train --config experiments/maestro_200m.py --workdir runs/maestro_200m
 
 Another place of the DATASET, or several: `--data.datasets PATH PATH --data.weights 2 1`. Once the actions are frozen
-(at step 10,000 at the latest) they can be written beside the DATASET; a second run then reads neither sound nor LAM:
+(at step 2,000 at the latest) they can be written beside the DATASET; a second run then reads neither sound nor LAM:
 
     python -m melodjinn_jax.label --workdir runs/maestro_200m --dataset data/maestro
     python -m melodjinn_jax.train --config experiments/maestro_200m.py --workdir runs/maestro_labelled \\
         --data.actions auto
 
-**This has not been run**, for want of an accelerator. What the comments give as a reason is computed, or was measured
-on much smaller models.
+**No run of this has been made**, for want of the music. What the comments give as a reason is computed, or was
+measured on much smaller models.
 
-Meant for 8 chips, one clip each, all of which hold all parameters (mesh data 8, which is what is chosen); or for one
-accelerator of 80 GB, for all activations are kept: attention weights alone are 16 layers x 8 heads x 1536^2 x 6 bytes =
-1.8 GB a clip. On 8 TPU v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4`
-finds 7.5 of 16 GB needed per device (2.3 for parameters and optimiser), and a frozen-phase step of 16.6 TFLOP bound by
-memory to 50 ms: MFU 21 % at most, 813 seconds of sound a second, and 22 chip-hours for 200,000 steps, if that were
-reached. More clips to a chip do not fit before attention stops writing its weights out.
+Meant for 8 chips or more, eight clips each, all of which hold all parameters (mesh data 8, which is what is chosen). On
+8 TPU v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4` finds 7.6 of 16 GB
+needed per device (2.3 for parameters and optimiser), and a frozen-phase step of 133 TFLOP bound by memory to 150 ms:
+MFU 56 % at most, 2181 seconds of sound a second, and 8 chip-hours for the 24,000 steps of the dynamics model, if that
+were reached. One H200 has made steps of 32 clips, on noise, at 46 % MFU (docs/performance.md): two hours for as many
+tokens.
 """
 
 from melodjinn_jax.config import (
@@ -60,30 +60,33 @@ def get_config() -> Config:
             splice_probability=0.0,  # the pilot had none; what it does to music has not been measured
         ),
         phases=PhasesConfig(
-            discover_steps=5000,  # 200,000 s of music: the pilot's LAM converged within 10,000 s, with 200k parameters
-            freeze_deadline=10_000,
-            check_every=500,
+            discover_steps=1000,  # 330,000 s of music: the pilot's LAM converged within 10,000 s, with 200k parameters
+            freeze_deadline=2000,
+            check_every=100,
             dynamics_start="frozen",  # as good as both together on the drum world, and cheaper
             probe_clips=128,
         ),
-        lam_optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=500),
+        lam_optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=100),
         dynamics_optimizer=OptimizerConfig(
             learning_rate=3e-4,  # usual for transformers of this width
             schedule="wsd",  # so that a run can be made longer from a checkpoint before the decay
-            warmup_steps=2000,
+            warmup_steps=500,
             b2=0.95,  # usual with batches of this size
             weight_decay=0.1,
         ),
         training=TrainingConfig(
-            # 190,000 for the dynamics model see 2.3G tokens: 159 h of training music hold 172M, so 14 passes under
+            # 24,000 for the dynamics model see 2.4G tokens: 159 h of training music hold 172M, so 14 passes under
             # masks and random crops. Twenty tokens for each parameter would be 4.1G; beyond some 16 passes repeated
             # tokens are known to teach little (Muennighoff et al. 2023).
-            steps=200_000,
-            batch_size=8,  # one clip for each of 8 chips, see above
+            steps=26_000,
+            # 98,304 tokens, eight clips for each of 8 chips: with one clip each, reading the parameters and moments
+            # takes longer than the products, and MFU cannot pass 27 % on a v5e.
+            batch_size=64,
             crop_frames=384,  # 5.1 s; a multiple of every action stride up to 128
             dtype="bfloat16",
         ),
         # 6.8 s each, of which the first 1.7 s are given.
         evaluation=EvaluationConfig(clips=32, frames=512, prompt_frames=128, temperature=0.8),
-        runtime=RuntimeConfig(log_every=50, save_every=2000, data_workers=2),
+        # All activations of eight clips would need 19 GB.
+        runtime=RuntimeConfig(log_every=10, save_every=500, data_workers=2, remat="dots"),
     )

@@ -5,8 +5,8 @@
     python -m melodjinn_jax.train --config experiments/techno_200m.py --workdir runs/techno_200m
 
 More techno, as of data_pipelines.jamendo_maxcaps, can be mixed in: `--data.datasets data/techno data/maxcaps
---data.weights 1 4`. Labels, cost and the reasons of all other numbers are those of maestro_200m.py. **This has not been
-run**, for want of an accelerator and of the music.
+--data.weights 1 4`. Labels, cost and the reasons of all other numbers are those of maestro_200m.py. **No run of
+this has been made**, for want of the music.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ def get_config() -> Config:
         name="techno_200m",
         data=DataConfig(datasets=("data/techno",)),
         # An action is 53 ms, half a sixteenth at 140 bpm: a hit on any sixteenth has a block of its own. 116 h of
-        # training music (split 0 of MTG-Jamendo) hold 125M tokens: 160,000 steps of 12,288 for the dynamics model are
-        # 16 passes.
-        training=dataclasses.replace(piano.training, steps=170_000),
+        # training music (split 0 of MTG-Jamendo) hold 125M tokens: 20,000 steps of 98,304 for the dynamics model are 16
+        # passes.
+        training=dataclasses.replace(piano.training, steps=22_000),
     )

@@ -287,6 +287,9 @@ class RuntimeConfig:
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     """Kernel of attention over whole clips: the device's (cuDNN on a GPU in bfloat16, splash on a TPU) or the one
     named; where a length is no multiple of 128, XLA stands in for splash."""
+    unrolled_layers: int = 0
+    """The most layers that are compiled one by one, not as a loop, which is faster and takes longer to compile; 0: 32
+    on a GPU, 4 elsewhere."""
     progress: bool = True
     """Show a progress bar."""
     evaluate: bool = True

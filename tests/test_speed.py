@@ -26,7 +26,7 @@ from melodjinn_jax.training.state import Phase
 def test_counted_flops_are_those_that_xla_counts(layout):
     config = DynamicsConfig(layout=layout, dim=64, num_heads=4, num_layers=2, window=8, depth_dim=32)
     sizes = {"num_codebooks": 2, "codebook_size": 32, "num_actions": 4, "action_stride": 1}
-    compute = Compute(jnp.dtype("float32"), "none", "xla")
+    compute = Compute(jnp.dtype("float32"), "none", "xla", unrolled_layers=0)
     model = make_dynamics(config, compute=compute, rngs=nnx.Rngs(0), **sizes)
     codes, actions = jnp.zeros((1, 8, 2), jnp.int32), jnp.zeros((1, 7), jnp.int32)
     by_xla = jax.jit(model.__call__).lower(codes, actions).compile().cost_analysis()["flops"]

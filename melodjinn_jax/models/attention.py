@@ -6,10 +6,20 @@ cuDNN and splash never hold them. B clips, L queries, M keys, A heads, P width o
 
 import functools
 import math
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
+
+KEPT = "attention"
+"""Name of what a kernel's backward pass needs of its forward pass, for policies of rematerialisation."""
+
+SHORTEST_FUSED = 64
+"""Positions; a kernel that never holds the weights has no use below."""
 
 
 def softmax_with_sink(logits: jax.Array, sink: jax.Array) -> jax.Array:
@@ -45,11 +55,11 @@ def windowed_attention(
     """
     L = q.shape[1]
     if kernel == "auto":
-        kernel = device_kernel(q.dtype)
+        kernel = device_kernel(q.dtype) if L >= SHORTEST_FUSED else "xla"
     if kernel == "splash" and L % SPLASH_LANES == 0:
         return splash_on_mesh(q, k, v, sink, window)
     if kernel == "cudnn":
-        return fused_attention(q, k, v, sink, window, "cudnn")
+        return fused_attention(q, k, v, sink, window, CudnnKernel())
     positions = jnp.arange(L)
     distance = positions[:, None] - positions
     return masked_attention(q, k, v, sink, (distance >= 0) & (distance < window))
@@ -82,7 +92,9 @@ def splash_attention(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
     mask = splash_mask.MultiHeadMask([splash_mask.LocalMask((L, L), (window - 1, 0), 0)] * A)
-    attend = splash_kernel.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    attend = splash_kernel.make_splash_mha_single_device(
+        mask, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KEPT
+    )
     heads_first = (x.swapaxes(1, 2) for x in (q / math.sqrt(P), k, v))
     mixed = jax.vmap(lambda q, k, v: attend(q, k, v, sinks=sink))(*heads_first)
     return mixed.swapaxes(1, 2).astype(v.dtype)
@@ -106,47 +118,91 @@ def splash_on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array, wi
     )(q, k, v, sink)
 
 
-# GPU: cuDNN's attention knows no sink, but tells the logarithm of its softmax's sum. With weights P, outputs O and
-# g = sigmoid(logsumexp - sink), the sink only scales: outputs are g O. The gradient of g adds to each logit's
-# P_ij c_i with c = g (1 - g) (dO . O), whose sums over keys and queries are themselves attention, with keys for values
-# and its transpose; so the backward pass costs one forward and one backward call more.
+# GPU: cuDNN's attention knows no sink, but tells the logarithm of its softmax's sum, and its backward pass takes that
+# and the outputs as they are given. With weights P, outputs O and g = sigmoid(logsumexp - sink), the sink only scales:
+# weights are g P, outputs g O, and the logarithm of the whole sum is log(exp(logsumexp) + exp(sink)). The backward pass
+# finds the weights anew from that sum and their mean gradient from the outputs, so that given those of the sink's
+# softmax its gradients are the sink's softmax's too.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def fused_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array, window: int, implementation: str
+    q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array, window: int, kernel: "FusedKernel"
 ) -> jax.Array:
-    """As `windowed_attention`, by JAX's own call (`implementation` xla is there to compare)."""
-    return _fused_forward(q, k, v, sink, window, implementation)[0]
+    """As `windowed_attention`, by a kernel that knows no sink."""
+    return _fused_forward(q, k, v, sink, window, kernel)[0]
 
 
-def _plain(window: int, implementation: str, **options: bool) -> functools.partial:
-    return functools.partial(
-        jax.nn.dot_product_attention,
-        is_causal=True,
-        local_window_size=(window - 1, 0),
-        implementation=implementation,
-        **options,
-    )
+def _fused_forward(q, k, v, sink, window, kernel):
+    mixed, log_sum = kernel.forward(q, k, v, window)
+    gate = jax.nn.sigmoid(log_sum - sink[:, None])
+    mixed = checkpoint_name((mixed * gate.swapaxes(1, 2)[..., None]).astype(v.dtype), KEPT)
+    log_sum = checkpoint_name(jnp.logaddexp(log_sum, sink[:, None]), KEPT)
+    return mixed, (q, k, v, sink, mixed, log_sum)
 
 
-def _fused_forward(q, k, v, sink, window, implementation):
-    mixed, log_sum = _plain(window, implementation, return_residual=True)(q, k, v)
-    gate = jax.nn.sigmoid(log_sum.astype(jnp.float32) - sink)
-    return (mixed * gate[..., None]).astype(v.dtype), (q, k, v, mixed, gate)
-
-
-def _fused_backward(window, implementation, saved, grad):
-    q, k, v, mixed, gate = saved
-    attend = _plain(window, implementation)
-    along = jnp.sum(grad.astype(jnp.float32) * mixed, axis=-1)
-    slope = gate * (1 - gate) * along
-    dq, dk, dv = jax.vjp(attend, q, k, v)[1]((grad * gate[..., None]).astype(v.dtype))
-    scaled = (slope / math.sqrt(q.shape[-1]))[..., None]
-    mean_key, transpose = jax.vjp(lambda values: attend(q, k, values), k)
-    dq += (scaled * mean_key).astype(q.dtype)
-    dk += transpose((scaled * q).astype(k.dtype))[0]
-    return dq, dk, dv, -jnp.sum(slope, axis=(0, 1))
+def _fused_backward(window, kernel, saved, grad):
+    q, k, v, sink, mixed, log_sum = saved
+    dq, dk, dv = kernel.backward(q, k, v, mixed, log_sum, grad, window)
+    mean_gradient = jnp.einsum("blap,blap->bal", grad, mixed, preferred_element_type=jnp.float32)
+    return dq, dk, dv, -jnp.sum(jnp.exp(sink[:, None] - log_sum) * mean_gradient, axis=(0, 2))
 
 
 fused_attention.defvjp(_fused_forward, _fused_backward)
+
+
+class FusedKernel(Protocol):
+    """Attention without a sink, whose two passes are called apart."""
+
+    def forward(self, q: jax.Array, k: jax.Array, v: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+        """Outputs [B, L, A, P], and float32 [B, A, L] the logarithm of the softmax's sum."""
+
+    def backward(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mixed: jax.Array,
+        log_sum: jax.Array,
+        grad: jax.Array,
+        window: int,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Gradients of queries, keys and values, for that of the outputs, which with the sum are taken as given."""
+
+
+@dataclass(frozen=True)
+class CudnnKernel:
+    """cuDNN's, by the primitives below `jax.nn.dot_product_attention`, which rounds the sum to the inputs' type and
+    whose backward pass takes no other one."""
+
+    def forward(self, q: jax.Array, k: jax.Array, v: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
+        unused = (jnp.zeros(0, q.dtype),) * 7
+        forward = cudnn._dot_product_attention_fwd_p_wrapper.bind
+        mixed, log_sum = forward(q, k, v, *unused, **self._options(q, window), is_training=True)
+        return mixed, log_sum
+
+    def backward(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mixed: jax.Array,
+        log_sum: jax.Array,
+        grad: jax.Array,
+        window: int,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        unused = (jnp.zeros(0, q.dtype),) * 7
+        backward = cudnn._dot_product_attention_bwd_p_wrapper.bind
+        dq, dk, dv = backward(q, k, v, *unused, log_sum, mixed, grad, **self._options(q, window))
+        return dq, dk, dv
+
+    def _options(self, q: jax.Array, window: int) -> dict[str, Any]:
+        return {
+            "scale": q.shape[-1] ** -0.5,
+            "seed": 0,
+            "dropout_rate": 0.0,
+            "variadic_args": (False, False),
+            "mask_type": cudnn.MaskType.CAUSAL,
+            "layout": cudnn.AttentionLayout.BTNH.value,
+            "sliding_window_length": window,
+        }

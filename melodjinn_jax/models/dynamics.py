@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from melodjinn_jax.config import DynamicsConfig
+from melodjinn_jax.models.embedding import Embed
 from melodjinn_jax.models.transformer import Block, Compute, KVCache, Transformer
 
 
@@ -63,8 +64,8 @@ class DynamicsModel(nnx.Module):
     """
 
     transformer: Transformer
-    embed_action: nnx.Embed
-    embed_press: nnx.Embed | None
+    embed_action: Embed
+    embed_press: Embed | None
     """What practice adds to each action."""
 
     def __init__(self, *, num_codebooks: int, codebook_size: int, num_actions: int, action_stride: int):
@@ -274,16 +275,16 @@ def strengthen(params: Any, null_action: int, strength: float) -> Any:
     return {**params, "embed_action": {"embedding": strengthened}}
 
 
-def _embedding(dim: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Callable[[int], nnx.Embed]:
+def _embedding(dim: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Callable[[int], Embed]:
     init = nnx.initializers.normal(0.3)
-    return functools.partial(nnx.Embed, features=dim, dtype=dtype, embedding_init=init, rngs=rngs)
+    return functools.partial(Embed, features=dim, dtype=dtype, embedding_init=init, rngs=rngs)
 
 
-def _press_embedding(config: DynamicsConfig, actions: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Embed | None:
+def _press_embedding(config: DynamicsConfig, actions: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> Embed | None:
     """A table of zeros for a model that practises. Made last, so that all else begins as it would without."""
     if config.practice_rate == 0:
         return None
-    return nnx.Embed(actions, config.dim, dtype=dtype, embedding_init=nnx.initializers.zeros, rngs=rngs)
+    return Embed(actions, config.dim, dtype=dtype, embedding_init=nnx.initializers.zeros, rngs=rngs)
 
 
 def make_dynamics(config: DynamicsConfig, **arguments: Any) -> DynamicsModel:

@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from melodjinn_jax.models.attention import masked_attention, windowed_attention
+from melodjinn_jax.models.attention import KEPT, masked_attention, windowed_attention
 from melodjinn_jax.models.sharding import pin_batch
 
 ROPE_BASE = 1000.0
 ROPE_CIRCLE = 65536
 
-# A loop over layers keeps the compile time of deep stacks in bounds, but costs a small model on a CPU half its speed.
-MAX_UNROLLED_LAYERS = 4
+# A loop over layers keeps the compile time of deep stacks in bounds, but costs a small model on a CPU half its speed,
+# and one of 16 layers on a GPU a quarter: the loop copies whatever it keeps for the backward pass.
+UNROLLED_LAYERS = 4
+UNROLLED_LAYERS_GPU = 32
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,15 @@ class Compute:
     dtype: jnp.dtype
     """Of the matrix products; parameters, norms and softmax are float32."""
     remat: Literal["none", "dots", "full"]
-    """What the backward pass computes anew: nothing, all but matrix products, or whole blocks."""
+    """What the backward pass computes anew: nothing, all but matrix products and fused attention, or whole blocks."""
     attention: Literal["auto", "xla", "cudnn", "splash"]
     """The kernel of whole sequences; steps always use XLA's."""
+    unrolled_layers: int
+    """The most layers that are compiled one by one; 0: what suits the default device."""
+
+    def unrolls(self, num_layers: int) -> bool:
+        on_gpu = not self.unrolled_layers and jax.default_backend() == "gpu"
+        return num_layers <= (self.unrolled_layers or (UNROLLED_LAYERS_GPU if on_gpu else UNROLLED_LAYERS))
 
 
 class KVCache(NamedTuple):
@@ -151,7 +159,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, dim: int, num_heads: int, num_layers: int, window: int, compute: Compute, rngs: nnx.Rngs):
         self.num_layers, self.num_heads, self.head_dim, self.window = num_layers, num_heads, dim // num_heads, window
-        self.dtype, self.remat = compute.dtype, compute.remat
+        self.dtype, self.remat, self.unroll = compute.dtype, compute.remat, compute.unrolls(num_layers)
 
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> Block:
@@ -162,14 +170,18 @@ class Transformer(nnx.Module):
 
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         """Causal pass over a sequence: [B, L, D] to [B, L, D]."""
-        unroll = self.num_layers <= MAX_UNROLLED_LAYERS
 
         def body(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x), None
 
-        saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-        step = body if self.remat == "none" else jax.checkpoint(body, policy=saved, prevent_cse=unroll)
-        x_BLD, _ = jax.lax.scan(step, x_BLD.astype(self.dtype), self.blocks, unroll=unroll)
+        saved = None
+        if self.remat == "dots":
+            policies = jax.checkpoint_policies
+            saved = policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
+            )
+        step = body if self.remat == "none" else jax.checkpoint(body, policy=saved, prevent_cse=self.unroll)
+        x_BLD, _ = jax.lax.scan(step, x_BLD.astype(self.dtype), self.blocks, unroll=self.unroll)
         return self.norm(x_BLD)
 
     def init_cache(self, batch_size: int) -> KVCache:

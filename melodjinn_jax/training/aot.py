@@ -18,7 +18,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from melodjinn_jax.config import Config
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.models.sharding import BATCH_AXES
-from melodjinn_jax.models.transformer import MAX_UNROLLED_LAYERS
 from melodjinn_jax.training.hlo import find_collectives
 from melodjinn_jax.training.mesh import open_mesh
 from melodjinn_jax.training.speed import step_flops
@@ -84,7 +83,7 @@ def memory_traffic(config: Config, codec: CodecShape, phase: Phase, mesh: Mesh) 
         return float(compiled.cost_analysis()["bytes accessed"])
 
     layers = config.dynamics.num_layers
-    if layers <= MAX_UNROLLED_LAYERS:
+    if Models(config, codec).compute.unrolls(layers):
         return count(layers)
     one = count(1)
     return one + (layers - 1) * (count(2) - one)

@@ -62,7 +62,7 @@ class Models:
     @property
     def compute(self) -> Compute:
         runtime = self.config.runtime
-        return Compute(jnp.dtype(self.config.training.dtype), runtime.remat, runtime.attention)
+        return Compute(jnp.dtype(self.config.training.dtype), runtime.remat, runtime.attention, runtime.unrolled_layers)
 
     @property
     def num_codes(self) -> int:
