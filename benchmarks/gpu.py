@@ -152,10 +152,13 @@ def contest(batch_size: int, attention: str, config: Config, count: int, repeats
     """A line of the second table: both sides in turns."""
     models = Row(batch_size).models(config)
     with jax.set_mesh(open_mesh(models.config)):
-        ours = OurStep(models)
-        theirs = compiled_pytorch(models, attention, "cuda" if jax.default_backend() == "gpu" else "cpu")
-        for side in (ours, theirs):
-            side(WARM_UP)
+        try:
+            ours = OurStep(models)
+            theirs = compiled_pytorch(models, attention, "cuda" if jax.default_backend() == "gpu" else "cpu")
+            for side in (ours, theirs):
+                side(WARM_UP)
+        except (jax.errors.JaxRuntimeError, torch.OutOfMemoryError) as error:
+            return f"| {batch_size} | {attention} | {str(error).splitlines()[0][:80]} |"
         turns = [(seconds_per_step(ours, count), seconds_per_step(theirs, count)) for _ in range(repeats)]
     our_time, their_time = (1e3 * statistics.median(column) for column in zip(*turns, strict=True))
     ratios = [theirs / ours for ours, theirs in turns]
@@ -173,6 +176,8 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--pytorch", nargs="*", default=["flex", "flash"], choices=["flex", "flash", "plain"])
     arguments = parser.parse_args()
+    if jax.default_backend() != "gpu" and set(arguments.pytorch) - {"plain"}:
+        parser.error("without a GPU PyTorch has plain attention only: --pytorch plain")
     config = load_experiment(arguments.config)
     with tempfile.TemporaryDirectory() as cache:
         tune_process(cache)

@@ -283,10 +283,12 @@ class RuntimeConfig:
     accumulate: int = 1
     """Parts of a batch that the dynamics model goes through one after the other, to save memory."""
     remat: Literal["none", "dots", "full"] = "none"
-    """What the backward pass computes anew, to save memory: nothing, all but matrix products, or whole blocks."""
+    """What the backward pass computes anew, to save memory: nothing, all but matrix products and fused attention, or
+    whole blocks."""
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    """Kernel of attention over whole clips: the device's (cuDNN on a GPU in bfloat16, splash on a TPU) or the one
-    named; where a length is no multiple of 128, XLA stands in for splash."""
+    """Kernel of attention over whole clips: the device's (cuDNN on a GPU in bfloat16 for heads whose width is a
+    multiple of 8 up to 128, splash on a TPU; XLA below 64 positions) or the one named; where a length is no multiple of
+    128, XLA stands in for splash."""
     unrolled_layers: int = 0
     """The most layers that are compiled one by one, not as a loop, which is faster and takes longer to compile; 0: 32
     on a GPU, 4 elsewhere."""

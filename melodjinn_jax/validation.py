@@ -246,7 +246,7 @@ def _training(config: Config) -> Checks:
     yield from _optimizer("dynamics_optimizer", config.dynamics_optimizer)
     runtime = config.runtime
     yield from _at_least(runtime, "runtime", 1, "log_every", "save_every", "keep_checkpoints")
-    yield from _at_least(runtime, "runtime", 0, "data_workers")
+    yield from _at_least(runtime, "runtime", 0, "data_workers", "unrolled_layers")
     yield from _at_least(runtime, "runtime", 1, "accumulate")
     yield (
         training.batch_size % runtime.accumulate > 0,
@@ -260,6 +260,12 @@ def _training(config: Config) -> Checks:
         runtime.attention == "cudnn" and training.dtype == "float32",
         "runtime.attention is cudnn: it needs training.dtype bfloat16",
     )
+    for name, model in (("dynamics", config.dynamics), ("latent_actions", config.latent_actions)):
+        width = model.dim // max(1, model.num_heads)
+        yield (
+            runtime.attention == "cudnn" and not (width % 8 == 0 and width <= 128),
+            f"runtime.attention is cudnn: the heads of {name} are {width} wide, and must be a multiple of 8 up to 128",
+        )
     steps = runtime.profile_steps
     yield (
         bool(steps) and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]),

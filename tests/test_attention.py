@@ -1,6 +1,10 @@
 """Every attention kernel gives what the plain one gives, and so do its gradients, that of the sink among them."""
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +15,9 @@ from flax import nnx
 from melodjinn_jax.models.attention import CudnnKernel, fused_attention, splash_attention, windowed_attention
 from melodjinn_jax.models.transformer import Compute, Transformer
 
+ROOT = Path(__file__).resolve().parent.parent
 WINDOW = 20
+REMATS = ("none", "dots", "full")
 
 
 def plain(q, k, v, sink):
@@ -117,3 +123,15 @@ def test_for_a_gpu_each_pass_of_cudnn_is_called_once(remat):
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$(\w+)", program)
     assert sorted(calls) == ["fmhaSoftmax", "fmhaSoftmaxBackward"]
+
+
+MESH_TEST = ROOT / "tests" / "tools" / "cudnn_on_mesh.py"
+
+
+@pytest.mark.parametrize("mesh", ["1 1 1 2", "1 2 2 2"])
+def test_on_a_mesh_cudnns_passes_get_the_shares_that_belong_together(mesh):
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(MESH_TEST), *mesh.split()]
+    finished = subprocess.run(command, capture_output=True, text=True, env=os.environ | flags, cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines() == [f"{remat} {layers}: right" for remat in REMATS for layers in (4, 1)]

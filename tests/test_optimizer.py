@@ -81,6 +81,7 @@ def gradient(params, batch, runtime=None):
         RuntimeConfig(accumulate=4),
         RuntimeConfig(remat="dots"),
         RuntimeConfig(remat="full"),
+        RuntimeConfig(unrolled_layers=1),
     ],
 )
 def test_parts_of_a_batch_and_blocks_computed_anew_change_no_gradient(params, batch, runtime):
@@ -121,7 +122,16 @@ def test_parameters_and_moments_stay_float32_and_the_average_follows_the_weights
             "runtime.steps_per_dispatch is 4: it must divide runtime.log_every, 10",
         ),
         ({"runtime": RuntimeConfig(steps_per_dispatch=0)}, "runtime.steps_per_dispatch is 0"),
+        ({"runtime": RuntimeConfig(unrolled_layers=-1)}, "runtime.unrolled_layers is -1"),
         ({"runtime": RuntimeConfig(attention="cudnn")}, "runtime.attention is cudnn: it needs training.dtype bfloat16"),
+        (
+            {
+                "runtime": RuntimeConfig(attention="cudnn"),
+                "training": dataclasses.replace(Config().training, dtype="bfloat16"),
+                "dynamics": dataclasses.replace(Config().dynamics, dim=80, num_heads=4),
+            },
+            "runtime.attention is cudnn: the heads of dynamics are 20 wide",
+        ),
         ({"dynamics": dataclasses.replace(Config().dynamics, ema_decay=1.0)}, "dynamics.ema_decay is 1.0"),
         (
             {"dynamics": dataclasses.replace(Config().dynamics, layout="depth", depth_dim=40)},

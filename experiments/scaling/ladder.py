@@ -63,6 +63,7 @@ LAM_SIZES = {"lam-400k": (64, 4), "lam-1600k": (128, 4), "lam-6m": (256, 4), "la
 def get_sweep(workdir: str) -> Sweep:
     techno = load_experiment(str(Path(__file__).parent.parent / "techno_200m.py"))
     base = override(techno, {"data.datasets": DATASETS, "evaluation.clips": 128, "evaluation.generate": False})
+    base = override(base, {"runtime.remat": "none"})
     # The labeller is a LAM alone, frozen at its last step.
     alone = override(base, {"phases.freeze": "step", "training.steps": base.phases.freeze_deadline})
     alone = override(alone, {"dynamics.dim": 64, "dynamics.num_layers": 2})
@@ -94,8 +95,9 @@ def dynamics_config(base: Config, size: Size, data: float) -> Config:
             # The rate of the 200M model, and wider models want smaller ones in proportion.
             "dynamics_optimizer.learning_rate": min(5e-3, 3e-4 * 1024 / size.dim),
             "dynamics_optimizer.schedule": "cosine",
-            "dynamics_optimizer.warmup_steps": min(2000, steps // 10),
+            "dynamics_optimizer.warmup_steps": min(500, steps // 10),
             "training.batch_size": batch_size,
+            "runtime.remat": "dots" if size.parameters >= 1e8 else "none",
             "training.steps": steps,
         },
     )

@@ -5,13 +5,14 @@ cuDNN and splash never hold them. B clips, L queries, M keys, A heads, P width o
 """
 
 import functools
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
@@ -55,21 +56,49 @@ def windowed_attention(
     """
     L = q.shape[1]
     if kernel == "auto":
-        kernel = device_kernel(q.dtype) if L >= SHORTEST_FUSED else "xla"
+        kernel = device_kernel(q.dtype, q.shape[-1]) if L >= SHORTEST_FUSED else "xla"
     if kernel == "splash" and L % SPLASH_LANES == 0:
-        return splash_on_mesh(q, k, v, sink, window)
+        return on_mesh(splash_attention, q, k, v, sink, window)
     if kernel == "cudnn":
-        return fused_attention(q, k, v, sink, window, CudnnKernel())
+        return on_mesh(functools.partial(fused_attention, kernel=CudnnKernel()), q, k, v, sink, window)
     positions = jnp.arange(L)
     distance = positions[:, None] - positions
     return masked_attention(q, k, v, sink, (distance >= 0) & (distance < window))
 
 
-def device_kernel(dtype: jnp.dtype) -> str:
-    """The fastest kernel of the default device for a type."""
+def device_kernel(dtype: jnp.dtype, width: int) -> str:
+    """The fastest kernel of the default device for a type and a width of heads."""
     if jax.default_backend() == "tpu":
         return "splash"
-    return "cudnn" if jax.default_backend() == "gpu" and dtype == jnp.bfloat16 else "xla"
+    fits = dtype == jnp.bfloat16 and cudnn_takes(width)
+    return "cudnn" if jax.default_backend() == "gpu" and fits else "xla"
+
+
+def cudnn_takes(width: int) -> bool:
+    """Whether heads of this width can be cuDNN's, on any GPU."""
+    return width % 8 == 0 and width <= 128
+
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, int], jax.Array]
+
+
+def on_mesh(attend: Attend, q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array, window: int) -> jax.Array:
+    """A kernel on the mesh in scope, which the compiler cannot share out by itself.
+
+    The axis `tensor` shares out the heads, the others the clips if they divide their number.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return attend(q, k, v, sink, window)
+    batch = tuple(axis for axis in mesh.axis_names if axis != "tensor")
+    is_shared = len(q) % math.prod(mesh.shape[axis] for axis in batch) == 0
+    heads = PartitionSpec(batch if is_shared else None, None, "tensor", None)
+    return jax.shard_map(
+        lambda q, k, v, sink: attend(q, k, v, sink, window),
+        in_specs=(heads, heads, heads, PartitionSpec("tensor")),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, sink)
 
 
 # TPU: splash attention knows sinks.
@@ -98,24 +127,6 @@ def splash_attention(
     heads_first = (x.swapaxes(1, 2) for x in (q / math.sqrt(P), k, v))
     mixed = jax.vmap(lambda q, k, v: attend(q, k, v, sinks=sink))(*heads_first)
     return mixed.swapaxes(1, 2).astype(v.dtype)
-
-
-def splash_on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, sink: jax.Array, window: int) -> jax.Array:
-    """`splash_attention` on the mesh in scope, whose axis `tensor` shares out the heads and whose others the clips.
-
-    The compiler cannot share out a kernel by itself.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return splash_attention(q, k, v, sink, window)
-    batch = tuple(axis for axis in mesh.axis_names if axis != "tensor")
-    heads = PartitionSpec(batch, None, "tensor", None)
-    return jax.shard_map(
-        lambda q, k, v, sink: splash_attention(q, k, v, sink, window),
-        in_specs=(heads, heads, heads, PartitionSpec("tensor")),
-        out_specs=heads,
-        check_vma=False,
-    )(q, k, v, sink)
 
 
 # GPU: cuDNN's attention knows no sink, but tells the logarithm of its softmax's sum, and its backward pass takes that
@@ -173,12 +184,13 @@ class FusedKernel(Protocol):
 @dataclass(frozen=True)
 class CudnnKernel:
     """cuDNN's, by the primitives below `jax.nn.dot_product_attention`, which rounds the sum to the inputs' type and
-    whose backward pass takes no other one."""
+    whose backward pass takes no other one. JAX does not promise to keep them: imported where they are used."""
 
     def forward(self, q: jax.Array, k: jax.Array, v: jax.Array, window: int) -> tuple[jax.Array, jax.Array]:
-        unused = (jnp.zeros(0, q.dtype),) * 7
+        from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
         forward = cudnn._dot_product_attention_fwd_p_wrapper.bind
-        mixed, log_sum = forward(q, k, v, *unused, **self._options(q, window), is_training=True)
+        mixed, log_sum = forward(q, k, v, *_unused(q), **_cudnn_options(q, window), is_training=True)
         return mixed, log_sum
 
     def backward(
@@ -191,18 +203,30 @@ class CudnnKernel:
         grad: jax.Array,
         window: int,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        unused = (jnp.zeros(0, q.dtype),) * 7
+        from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
         backward = cudnn._dot_product_attention_bwd_p_wrapper.bind
-        dq, dk, dv = backward(q, k, v, *unused, log_sum, mixed, grad, **self._options(q, window))
+        dq, dk, dv = backward(q, k, v, *_unused(q), log_sum, mixed, grad, **_cudnn_options(q, window))
         return dq, dk, dv
 
-    def _options(self, q: jax.Array, window: int) -> dict[str, Any]:
-        return {
-            "scale": q.shape[-1] ** -0.5,
-            "seed": 0,
-            "dropout_rate": 0.0,
-            "variadic_args": (False, False),
-            "mask_type": cudnn.MaskType.CAUSAL,
-            "layout": cudnn.AttentionLayout.BTNH.value,
-            "sliding_window_length": window,
-        }
+
+def _unused(q: jax.Array) -> tuple[jax.Array, ...]:
+    """In place of a bias, lengths, offsets and pages."""
+    return (jnp.zeros(0, q.dtype),) * 7
+
+
+def _cudnn_options(q: jax.Array, window: int) -> dict[str, Any]:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    options = {
+        "scale": q.shape[-1] ** -0.5,
+        "seed": 0,
+        "dropout_rate": 0.0,
+        "variadic_args": (False, False),
+        "mask_type": cudnn.MaskType.CAUSAL,
+        "layout": cudnn.AttentionLayout.BTNH.value,
+        "sliding_window_length": window,
+    }
+    # Since 0.12; the last JAX for Python 3.11 is 0.10.
+    is_new = "score_mod" in inspect.signature(cudnn._dot_product_attention_fwd_impl).parameters
+    return options | ({"score_mod": None} if is_new else {})

@@ -221,13 +221,13 @@ class DepthDynamics(DynamicsModel):
         self.unembed = nnx.Linear(dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
         self.embed_press = _press_embedding(config, self.null_action + 1, compute.dtype, rngs)
 
-    def _embed(self, tokens: jax.Array, codebooks: jax.Array) -> jax.Array:
-        return self.embed_token(tokens + codebooks * (self.codebook_size + 2))
+    def _embed(self, tokens: jax.Array, codebook: jax.Array) -> jax.Array:
+        return self.embed_token(tokens + codebook * (self.codebook_size + 2))
 
     def _embed_frames(self, codes_BFQ: jax.Array) -> jax.Array:
         """[B, F + 1, Q, D]: the begin tokens, then the codes."""
         begin = jnp.full_like(codes_BFQ[:, :1], self.begin_token)
-        return self._embed(jnp.concatenate([begin, codes_BFQ], axis=1), jnp.arange(self.num_codebooks))
+        return self.embed_token.by_group(jnp.concatenate([begin, codes_BFQ], axis=1))
 
     def fill_cache(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> KVCache:
         x = self._embed_frames(codes_BFQ)[:, :-1].sum(axis=2) + actions_BFD
@@ -252,7 +252,7 @@ class DepthDynamics(DynamicsModel):
     ) -> tuple[DynamicsState, jax.Array]:
         large, small = layers[: self.transformer.num_layers], layers[self.transformer.num_layers :]
         B = len(action_B)
-        x = self._embed(state.previous_codes, jnp.arange(self.num_codebooks)).sum(axis=1) + self._embedded(action_B)
+        x = self.embed_token.by_group(state.previous_codes).sum(axis=1) + self._embedded(action_B)
         frame, cache = self.transformer.step(large, x, state.cache, state.position)
         before = self._embed(jnp.full(B, self.begin_token), jnp.asarray(0))
         depth_cache, tokens = self.depth.init_cache(B), []

@@ -22,7 +22,7 @@ ROPE_BASE = 1000.0
 ROPE_CIRCLE = 65536
 
 # A loop over layers keeps the compile time of deep stacks in bounds, but costs a small model on a CPU half its speed,
-# and one of 16 layers on a GPU a quarter: the loop copies whatever it keeps for the backward pass.
+# and one of 16 layers on a GPU twice the memory, for it copies whatever it keeps for the backward pass.
 UNROLLED_LAYERS = 4
 UNROLLED_LAYERS_GPU = 32
 

@@ -25,6 +25,8 @@ from melodjinn_jax.training.state import CodecShape, Models, Phase, abstract_sta
 from melodjinn_jax.training.step import make_train_step
 from melodjinn_jax.training.workdir import load_config
 
+ALL_LAYERS = 1000
+
 
 def parts_of(models: Models, phase: Phase) -> list[str]:
     """Parts of the state in which a run that begins by itself does a phase's steps."""
@@ -68,14 +70,19 @@ def compile_step(config: Config, codec: CodecShape, phase: Phase, mesh: Mesh) ->
 
 
 def with_layers(config: Config, layers: int) -> Config:
-    return dataclasses.replace(config, dynamics=dataclasses.replace(config.dynamics, num_layers=layers))
+    """The configuration with so many layers of the dynamics model, none of them in a loop, nor those of its LAM."""
+    return dataclasses.replace(
+        config,
+        dynamics=dataclasses.replace(config.dynamics, num_layers=layers),
+        runtime=dataclasses.replace(config.runtime, unrolled_layers=ALL_LAYERS),
+    )
 
 
 def memory_traffic(config: Config, codec: CodecShape, phase: Phase, mesh: Mesh) -> float:
     """Bytes that one device moves to and from its memory in a step, as XLA's cost analysis has it.
 
-    XLA counts the body of a loop once. A model of one layer and one of two are not looped over; what the second adds
-    to the first is a layer.
+    XLA counts the body of a loop once, so nothing is looped over here. What a model of two layers adds to one of one is
+    a layer.
     """
 
     def count(layers: int) -> float:
