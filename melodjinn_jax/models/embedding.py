@@ -27,27 +27,31 @@ class Embed(nnx.Embed):
         return jax.vmap(rows, in_axes=(0, -1), out_axes=-2)(groups, inputs)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def look_up(table_KD: jax.Array, indices: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Rows [..., D] of a float32 table at indices int [...], in `dtype`; the gradient's sums are in float32."""
-    if jax.default_backend() == "cpu":
-        return jnp.take(table_KD, indices, axis=0).astype(dtype)
-    return look_up_by_product(table_KD, indices, dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def look_up_by_product(table_KD: jax.Array, indices: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """As `look_up`, whose gradient is the product of the one-hot indices and the gradient of the rows."""
     return jnp.take(table_KD, indices, axis=0).astype(dtype)
 
 
 def _look_up_forward(table_KD, indices, dtype):
-    return look_up_by_product(table_KD, indices, dtype), (indices, len(table_KD))
+    return look_up(table_KD, indices, dtype), (indices, len(table_KD))
 
 
 def _look_up_backward(dtype, saved, grad):
     indices, entries = saved
-    one_hot = jax.nn.one_hot(indices, entries, dtype=dtype)
-    return jnp.einsum("...k,...d->kd", one_hot, grad, preferred_element_type=jnp.float32), None
+    rows = {"cpu": functools.partial(sum_rows, entries), "default": functools.partial(sum_rows_by_product, entries)}
+    return jax.lax.platform_dependent(indices, grad, **rows), None
 
 
-look_up_by_product.defvjp(_look_up_forward, _look_up_backward)
+look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def sum_rows(entries: int, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    """float32 [entries, D]: each row of [..., D] added to that of its index, int [...]."""
+    return jnp.zeros((entries, rows.shape[-1])).at[indices].add(rows.astype(jnp.float32))
+
+
+def sum_rows_by_product(entries: int, indices: jax.Array, rows: jax.Array) -> jax.Array:
+    """As `sum_rows`, by the product of the one-hot indices and the rows."""
+    one_hot = jax.nn.one_hot(indices, entries, dtype=rows.dtype)
+    return jnp.einsum("...k,...d->kd", one_hot, rows, preferred_element_type=jnp.float32)
