@@ -41,8 +41,9 @@ setup(
     ],
     extras_require={
         "beam": ["apache-beam>=2.60"],
-        # The TPU compiler, for python -m melodjinn_jax.compile on a machine without TPUs.
-        "aot": ["libtpu>=0.0.42"],
+        # The TPU compiler, for python -m melodjinn_jax.compile on a machine without TPUs: the one of this very JAX, for
+        # what a newer one gives an older JAX cannot always read.
+        "aot": ["jax[tpu]"],
         # The reference to compare EnCodec with, under CC BY-NC 4.0. Install torch first, in the build that you want.
         "encodec": ["torch>=2.6", "encodec==0.1.1"],
         "play": ["aiohttp>=3.11"],
