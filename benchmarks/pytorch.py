@@ -177,9 +177,10 @@ def random_batch(models: Models) -> dict[str, np.ndarray]:
     config, codec = models.config, models.codec
     B, F = config.training.batch_size, config.training.crop_frames
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, codec.codebook_size, (B, F, codec.num_codebooks), np.uint16)
+    codes = rng.integers(0, codec.codebook_size, (B, F, codec.num_codebooks))
     blocks = F // config.latent_actions.action_stride
-    return {"codes": codes, "actions": rng.integers(0, models.num_codes, (B, blocks - 1), np.uint16)}
+    actions = rng.integers(0, models.num_codes, (B, blocks - 1))
+    return {"codes": codes.astype(np.uint16), "actions": actions.astype(np.uint16)}
 
 
 def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
