@@ -260,8 +260,8 @@ def _training(config: Config) -> Checks:
         runtime.attention == "cudnn" and training.dtype == "float32",
         "runtime.attention is cudnn: it needs training.dtype bfloat16",
     )
-    for name, model in (("dynamics", config.dynamics), ("latent_actions", config.latent_actions)):
-        width = model.dim // max(1, model.num_heads)
+    for name in _trained_models(config):
+        width = getattr(config, name).dim // max(1, getattr(config, name).num_heads)
         yield (
             runtime.attention == "cudnn" and not (width % 8 == 0 and width <= 128),
             f"runtime.attention is cudnn: the heads of {name} are {width} wide, and must be a multiple of 8 up to 128",
@@ -291,9 +291,14 @@ def _dispatches(config: Config) -> Checks:
         )
 
 
+def _trained_models(config: Config) -> tuple[str, ...]:
+    """Fields of `config` whose models a run has: on labels there is no LAM."""
+    return ("dynamics",) if config.data.actions else ("dynamics", "latent_actions")
+
+
 def _mesh(config: Config) -> Checks:
     """What is wrong whatever the devices; `training/mesh.py` says what is wrong with these."""
-    mesh, model_names = config.runtime.mesh, ("dynamics", *([] if config.data.actions else ["latent_actions"]))
+    mesh = config.runtime.mesh
     yield from _at_least(mesh, "runtime.mesh", 0, "slice", "data", "fsdp", "tensor")
     shards = max(1, mesh.slice) * max(1, mesh.data) * max(1, mesh.fsdp)
     yield (
@@ -307,7 +312,7 @@ def _mesh(config: Config) -> Checks:
         f"runtime.accumulate is {accumulate}: times {shards}, the product of runtime.mesh's axes slice, data and fsdp, "
         f"it must divide training.batch_size, {config.training.batch_size}",
     )
-    for name in model_names:
+    for name in _trained_models(config):
         model = getattr(config, name)
         for axis, field, size in (("tensor", "num_heads", model.num_heads), ("fsdp", "dim", model.dim)):
             length = getattr(mesh, axis) or 1

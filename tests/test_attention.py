@@ -1,5 +1,6 @@
 """Every attention kernel gives what the plain one gives, and so do its gradients, that of the sink among them."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from melodjinn_jax.config import Config
 from melodjinn_jax.models.attention import CudnnKernel, fused_attention, splash_attention, windowed_attention
 from melodjinn_jax.models.transformer import Compute, Transformer
+from melodjinn_jax.training.mesh import open_mesh
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW = 20
@@ -110,8 +113,9 @@ def test_on_a_gpu_cudnn_is_as_near_to_float32_as_the_plain_kernel_in_bfloat16(in
     assert np.all(error(cudnn) < 1.5 * error(plain) + 1e-3)
 
 
+@pytest.mark.parametrize("is_on_mesh", [False, True])
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_for_a_gpu_each_pass_of_cudnn_is_called_once(remat):
+def test_for_a_gpu_each_pass_of_cudnn_is_called_once(remat, is_on_mesh):
     """What it needs of JAX is below the public interface; and rematerialisation keeps what cuDNN has found."""
     compute = Compute(jnp.dtype("bfloat16"), remat, "cudnn", unrolled_layers=4)
     graph, params = nnx.split(Transformer(128, 2, 1, WINDOW, compute, nnx.Rngs(0)))
@@ -119,8 +123,9 @@ def test_for_a_gpu_each_pass_of_cudnn_is_called_once(remat):
     def loss(params, x):
         return nnx.merge(graph, params)(x).sum()
 
-    traced = jax.jit(jax.grad(loss)).trace(params, jnp.zeros((2, 128, 128)))
-    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    with jax.set_mesh(open_mesh(Config())) if is_on_mesh else contextlib.nullcontext():
+        traced = jax.jit(jax.grad(loss)).trace(params, jnp.zeros((2, 128, 128)))
+        program = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = re.findall(r"@__cudnn\$(\w+)", program)
     assert sorted(calls) == ["fmhaSoftmax", "fmhaSoftmaxBackward"]
 
@@ -128,7 +133,7 @@ def test_for_a_gpu_each_pass_of_cudnn_is_called_once(remat):
 MESH_TEST = ROOT / "tests" / "tools" / "cudnn_on_mesh.py"
 
 
-@pytest.mark.parametrize("mesh", ["1 1 1 2", "1 2 2 2"])
+@pytest.mark.parametrize("mesh", ["1 1 1 1", "1 1 1 2", "1 2 2 2"])
 def test_on_a_mesh_cudnns_passes_get_the_shares_that_belong_together(mesh):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(MESH_TEST), *mesh.split()]

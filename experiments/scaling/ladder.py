@@ -3,15 +3,16 @@
     python -m data_pipelines.mtg_jamendo --metadata autotagging_genre.tsv --tags genre---techno --output data/techno \\
         --codec encodec_24khz --bandwidth 3.0
     python -m melodjinn_jax.sweep --sweep experiments/scaling/ladder.py --workdir DIR --launcher slurm \\
-        --launcher-options="--gpus-per-node 8"
+        --launcher-options="--gpus-per-node 1"
 
 Each size trains on 20 tokens a parameter, about the compute-optimal for text (Hoffmann et al. 2022), those to 3M also
 on a quarter and on four times as many; LAMs of five sizes train on the sound. `1b` and `lam-30m` are kept out of the
 fits. The whole is 1.6e20 FLOPs, of which `1b` takes 1.3e20: at 40 % of the 990 TFLOP/s (bfloat16) that one H100 states
-all but `1b` are 20 hours of one, and `1b` is 90. **This has not been run**, for want of accelerators and of the music:
-116 hours of techno hold 125M tokens, so from `6m` on, more music (DATASETS below) is needed to have no token twice
-or more often than the 16 passes after which repeated tokens are known to teach little (Muennighoff et al. 2023).
-Take a shorter ladder by leaving out the last of SIZES. One size alone is trained from DIR/runs/SIZE/config.json.
+all but `1b` are 20 hours of one, and `1b` is 90. **This has not been run**, for want of the music: 116 hours of techno
+hold 125M tokens, so from `6m` on, more music (DATASETS below) is needed to have no token twice or more often than the
+16 passes after which repeated tokens are known to teach little (Muennighoff et al. 2023). The smallest rungs have
+batches of one clip, so a run has one accelerator here; up to eight divide those from `3m` on. Take a shorter ladder by
+leaving out the last of SIZES. One size alone is trained from DIR/runs/SIZE/config.json.
 """
 
 import math

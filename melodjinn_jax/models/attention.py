@@ -75,7 +75,7 @@ def device_kernel(dtype: jnp.dtype, width: int) -> str:
 
 
 def cudnn_takes(width: int) -> bool:
-    """Whether heads of this width can be cuDNN's, on any GPU."""
+    """Whether heads of this width can be cuDNN's, on any GPU from Ampere on."""
     return width % 8 == 0 and width <= 128
 
 
