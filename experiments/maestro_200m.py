@@ -14,10 +14,10 @@ Another place of the DATASET, or several: `--data.datasets PATH PATH --data.weig
 **No run of this has been made**, for want of the music. What the comments give as a reason is computed, or was
 measured on much smaller models.
 
-Meant for 8 chips, eight clips each, all of which hold all parameters (mesh data 8, which is what is chosen). On
-8 TPU v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4` finds 7.6 GiB of
-16 GB needed per device (2.3 for parameters and optimiser), and a frozen-phase step of 133 TFLOP bound by memory to 150
-ms: MFU 56 % at most, 2181 seconds of sound a second, and 8 chip-hours for the 24,000 steps of the dynamics model, if that
+Meant for 8 chips, eight clips each, all of which hold all parameters (mesh data 8, which is what is chosen). On 8 TPU
+v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4` finds 7.6 GiB of 16 GB
+needed per device (2.3 for parameters and optimiser), and a frozen-phase step of 133 TFLOP bound by memory to 150 ms:
+MFU 56 % at most, 2181 seconds of sound a second, and 8 chip-hours for the 24,000 steps of the dynamics model, if that
 were reached; docs/mfu.md has v5p (82 %) and v6e (21 %). One H200 has made steps of 32 clips, on noise and without
 remat, at 46 % MFU (docs/performance.md): at that rate as many tokens are two hours.
 """
