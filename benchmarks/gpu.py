@@ -27,16 +27,15 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
 
 import jax
 import torch
-from pytorch import Dynamics, random_batch, tensors, their_steps
+from pytorch import Dynamics, OurStep, random_batch, tensors, their_steps
 
 from melodjinn_jax.config import Config
 from melodjinn_jax.experiment import load_experiment
 from melodjinn_jax.training.chips import find_chip
-from melodjinn_jax.training.mesh import host_share, open_mesh, place_batches
+from melodjinn_jax.training.mesh import open_mesh
 from melodjinn_jax.training.run import tune_process
 from melodjinn_jax.training.speed import step_flops
-from melodjinn_jax.training.state import CodecShape, Models, Phase, State, commit, count_parameters, with_dynamics
-from melodjinn_jax.training.step import make_train_step
+from melodjinn_jax.training.state import CodecShape, Models, Phase
 
 EXPERIMENT = "experiments/techno_200m.py"
 CODEC = CodecShape(sample_rate=24000, hop_length=320, num_codebooks=4, codebook_size=1024)  # EnCodec at 3 kbps
@@ -81,32 +80,6 @@ def rows(batch_sizes: list[int]) -> list[Row]:
     return [Row(size) for size in batch_sizes] + others
 
 
-class OurStep:
-    """The compiled training step of a model, its state and one batch."""
-
-    def __init__(self, models: Models):
-        state: State = {
-            "step": jax.numpy.int32(0),
-            "rng": jax.random.key_data(jax.random.key(0)),
-            "first_bad_step": jax.numpy.int32(-1),
-        }
-        mesh = jax.sharding.get_mesh()
-        self._state = commit(with_dynamics(models, state, 0))
-        self.parameters = count_parameters(self._state["dynamics"])
-        self._batch = place_batches([random_batch(models)], mesh, host_share(mesh))
-        self._step = make_train_step(models, Phase.FROZEN).lower(self._state, self._batch).compile()
-
-    @property
-    def gibibytes(self) -> float:
-        memory = self._step.memory_analysis()
-        return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
-
-    def __call__(self, count: int) -> None:
-        for _ in range(count):
-            self._state, _ = self._step(self._state, self._batch)
-        jax.block_until_ready(self._state)
-
-
 def compiled_pytorch(models: Models, attention: str, device: str) -> Callable[[int], None]:
     torch.manual_seed(0)
     model = Dynamics(models, attention, torch.bfloat16, device)
@@ -133,7 +106,7 @@ def measure(row: Row, config: Config, count: int, repeats: int) -> str:
     settings = f"| {row.batch_size} | {row.layout} | {row.attention} | {row.remat} | {row.layers} |"
     with jax.set_mesh(open_mesh(models.config)):
         try:
-            step = OurStep(models)
+            step = OurStep(models, random_batch(models))
             step(WARM_UP)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -154,7 +127,7 @@ def contest(batch_size: int, attention: str, config: Config, count: int, repeats
     """A line of the second table: both sides in turns."""
     models = Row(batch_size).models(config)
     with jax.set_mesh(open_mesh(models.config)):
-        ours = OurStep(models)
+        ours = OurStep(models, random_batch(models))
         theirs = compiled_pytorch(models, attention, "cuda" if jax.default_backend() == "gpu" else "cpu")
         try:
             for side in (ours, theirs):

@@ -34,7 +34,16 @@ from melodjinn_jax.config import Config, DynamicsConfig, TrainingConfig
 from melodjinn_jax.models.transformer import rotary_table
 from melodjinn_jax.training.mesh import host_share, open_mesh, place_batches
 from melodjinn_jax.training.run import tune_process
-from melodjinn_jax.training.state import CodecShape, Models, Phase, commit, count_parameters, stream, with_dynamics
+from melodjinn_jax.training.state import (
+    CodecShape,
+    Models,
+    Phase,
+    State,
+    commit,
+    count_parameters,
+    stream,
+    with_dynamics,
+)
 from melodjinn_jax.training.step import make_train_step
 
 CODEC = CodecShape(sample_rate=24000, hop_length=320, num_codebooks=2, codebook_size=256)
@@ -196,7 +205,7 @@ def prepare(dynamics: DynamicsConfig, batch_size: int) -> Contest:
         count_parameters(params),
         codes.size,
         (float(our_loss), cross_entropy(model, *tensors(batch)).item()),
-        our_steps(models, params, batch),
+        OurStep(models, batch, params),
         their_steps(model, models, *tensors(batch)),
     )
 
@@ -211,25 +220,31 @@ def cross_entropy(model: nn.Module, codes: torch.Tensor, actions: torch.Tensor) 
     return functional.cross_entropy(model(codes, actions).flatten(0, 2), codes.flatten())
 
 
-def our_steps(models: Models, params: Any, batch: dict[str, np.ndarray]) -> Callable[[int], None]:
-    state = {
-        "step": jnp.int32(0),
-        "rng": jax.random.key_data(jax.random.key(0)),
-        "first_bad_step": jnp.int32(-1),
-        "dynamics": params,
-    }
-    state = commit(with_dynamics(models, state, 0))
-    train_step = make_train_step(models, Phase.FROZEN)
-    mesh = jax.sharding.get_mesh()
-    placed = place_batches([batch], mesh, host_share(mesh))
+class OurStep:
+    """The compiled training step of a model on labels, its state and one batch; takes a number of steps when called."""
 
-    def steps(count: int) -> None:
-        nonlocal state
+    def __init__(self, models: Models, batch: dict[str, np.ndarray], params: Any = None):
+        state: State = {
+            "step": jnp.int32(0),
+            "rng": jax.random.key_data(jax.random.key(0)),
+            "first_bad_step": jnp.int32(-1),
+        }
+        mesh = jax.sharding.get_mesh()
+        self._state = commit(with_dynamics(models, state | ({"dynamics": params} if params else {}), 0))
+        self.parameters = count_parameters(self._state["dynamics"])
+        self._batch = place_batches([batch], mesh, host_share(mesh))
+        self._step = make_train_step(models, Phase.FROZEN).lower(self._state, self._batch).compile()
+
+    @property
+    def gibibytes(self) -> float:
+        """What XLA plans for the step, its arguments among it."""
+        memory = self._step.memory_analysis()
+        return (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 2**30
+
+    def __call__(self, count: int) -> None:
         for _ in range(count):
-            state, _ = train_step(state, placed)
-        jax.block_until_ready(state)
-
-    return steps
+            self._state, _ = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
 
 
 def their_steps(model: nn.Module, models: Models, codes: torch.Tensor, actions: torch.Tensor) -> Callable[[int], None]:
