@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
     "spectra/4": lam("spectra", 4, 0.17),
+    "spectra/6": lam("spectra", 6, 0.22) | {"evaluation.prompt-frames": "66"},
     "spectra/16": lam("spectra", 16, 0.5) | {"dynamics.practice-frames": "32"},
 }
 DEAF = UNPRACTISED | {"dynamics.action-dropout": "1", "evaluation.generate": "false"}

@@ -15,11 +15,12 @@ Another place of the DATASET, or several: `--data.datasets PATH PATH --data.weig
 measured on much smaller models.
 
 Meant for 8 chips, eight clips each, all of which hold all parameters (mesh data 8, which is what is chosen). On 8 TPU
-v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4` finds 7.6 GiB of 16 GB
-needed per device (2.3 for parameters and optimiser), and a frozen-phase step of 133 TFLOP bound by memory to 150 ms:
-MFU 56 % at most, 2181 seconds of sound a second, and 8 chip-hours for the 24,000 steps of the dynamics model, if that
-were reached; docs/mfu.md has v5p (82 %) and v6e (21 %). One H200 has made steps of 32 clips, on noise and without
-remat, at 46 % MFU (docs/performance.md): at that rate as many tokens are two hours.
+v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4` finds 8.3 GiB of 16 GB
+needed per device (2.3 for parameters and optimiser), and a frozen-phase step of 133 TFLOP that takes 84 ms if memory
+never makes it wait, and 164 ms if it always does: MFU 51 to 100 %, 2,000 to 3,900 seconds of sound a second, and 5 to 9
+chip-hours for the 24,000 steps of the dynamics model; docs/mfu.md has v5p (54 to 100 %) and v6e (29 to 43 %). One H200
+has made steps of 32 clips, on noise, at 46 % MFU (docs/performance.md): at that rate as many tokens are two hours. A
+device that holds many more clips than eight needs `--runtime.remat dots`.
 """
 
 from melodjinn_jax.config import (
@@ -79,14 +80,13 @@ def get_config() -> Config:
             # masks and random crops. Twenty tokens for each parameter would be 4.1G; beyond some 16 passes repeated
             # tokens are known to teach little (Muennighoff et al. 2023).
             steps=26_000,
-            # 98,304 tokens, eight clips for each of 8 chips: with one clip each, reading the parameters and moments
-            # takes longer than the products, and MFU cannot pass 27 % on a v5e.
+            # 98,304 tokens, eight clips for each of 8 chips: with one clip each the products of a step take 10 ms on a
+            # v5e, and what does not shrink with the batch (AdamW's reads and writes, the all-reduce) 14.
             batch_size=64,
             crop_frames=384,  # 5.1 s; a multiple of every action stride up to 128
             dtype="bfloat16",
         ),
         # 6.8 s each, of which the first 1.7 s are given.
         evaluation=EvaluationConfig(clips=32, frames=512, prompt_frames=128, temperature=0.8),
-        # All activations of eight clips would need 19 GB.
-        runtime=RuntimeConfig(log_every=10, save_every=500, data_workers=2, remat="dots"),
+        runtime=RuntimeConfig(log_every=10, save_every=500, data_workers=2),
     )

@@ -291,7 +291,7 @@ class RuntimeConfig:
     128, XLA stands in for splash."""
     unrolled_layers: int = 0
     """The most layers that are compiled one by one, not as a loop, which is faster and takes longer to compile; 0: 32
-    on a GPU, 4 elsewhere."""
+    on a GPU or TPU, 4 on a CPU."""
     progress: bool = True
     """Show a progress bar."""
     evaluate: bool = True

@@ -58,7 +58,8 @@ def test_a_step_compiles_for_every_chip_and_mesh(topology, mesh, kinds):
     assert result["arguments"] > 0
     chip = check_topology(topology)
     best = estimate(result, chip)
-    assert 0 < best.mfu <= 1
+    assert result["traffic"] > result["arguments"]
+    assert 0 < best.mfu_apart < best.mfu <= 1
     assert best.step == max(best.compute, best.memory, best.links)
     assert any("upper bound" in line for line in report(given, result, chip))
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from melodjinn_jax.config import DynamicsConfig, LatentActionConfig
+from melodjinn_jax.live import generator
 from melodjinn_jax.live.generator import generate, sample
 from melodjinn_jax.models.dynamics import align_actions, strengthen
 from melodjinn_jax.training.state import Models
@@ -112,6 +113,21 @@ def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs
     logits = logits_of(models, params, played, actions)
     np.testing.assert_array_equal(played[:, :2], codes[:, :2])
     np.testing.assert_array_equal(played[:, 2:], logits.argmax(axis=-1)[:, 2:])
+
+
+@LAYOUTS
+def test_a_row_is_the_same_however_rows_and_frames_are_cut(monkeypatch, rng, layout):
+    models = make(layout, stride=2, window=5)
+    params = models.init_dynamics(jax.random.key(3))
+    codes = rng.integers(0, CODEC.codebook_size, (7, FRAMES, CODEC.num_codebooks))
+    prompts, actions = rng.integers(1, FRAMES, 7), rng.integers(0, 8, (7, FRAMES // 2 - 1))
+    whole = generate(models, params, codes, prompts, actions, seed=4, temperature=1.0)
+    assert not np.array_equal(whole[0], whole[1])
+    monkeypatch.setattr(generator, "STRETCHES", {1: 5, 3: 4})
+    np.testing.assert_array_equal(whole, generate(models, params, codes, prompts, actions, seed=4, temperature=1.0))
+    for row in range(7):
+        own = [x[row : row + 1] for x in (codes, prompts, actions)]
+        np.testing.assert_array_equal(whole[[row]], generate(models, params, *own, seed=4 + row, temperature=1.0))
 
 
 @LAYOUTS

@@ -17,7 +17,6 @@ from melodjinn_jax.models.transformer import Compute
 from melodjinn_jax.training import goodput
 from melodjinn_jax.training.chips import CHIPS, find_chip
 from melodjinn_jax.training.goodput import LOSSES, WallTime
-from melodjinn_jax.training.hlo import Collective, find_collectives
 from melodjinn_jax.training.speed import SpeedMeter, step_flops
 from melodjinn_jax.training.state import Phase
 
@@ -82,46 +81,3 @@ def test_chips_are_known_by_what_jax_calls_them():
     assert find_chip("cpu") is None
     assert find_chip("TPU v5 lite").name == "v5e"
     assert find_chip("TPU v5").name == "v5p"
-
-
-HLO = """
-HloModule step, is_scheduled=true
-
-%add (a: f32[], b: f32[]) -> f32[] {
-  ROOT %sum = f32[] add(%a, %b)
-}
-
-%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %gathered = f32[8,4]{1,0:T(8,128)} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
-  %begun = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
-  %done = bf16[8,4]{1,0} all-gather-done(%begun)
-}
-
-%below (state: (s32[], f32[8,4])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(6)
-  ROOT %less = pred[]{:T(512)} compare(%index, %limit), direction=LT
-}
-
-%backwards (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
-  %grads = (bf16[1,4]{1,0:T(8,128)(2,1)S(1)}, /*index=1*/bf16[2]{0:T(2,128)S(1)}) all-reduce(%a, %b), channel_id=2, \
-replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, use_global_device_ids=true, to_apply=%add
-}
-
-ENTRY %main (p: f32[8,4]) -> f32[8,4] {
-  %loop = (s32[], f32[8,4]) while(%init), condition=%upto, body=%body, backend_config={"known_trip_count":{"n":"16"}}
-  %layers = (s32[], f32[8,4]) while(%loop), condition=%below, body=%backwards, metadata={op_name="while"}
-  %both = (f32[10]{0}, f32[6]{0}) all-reduce(%u, %v), replica_groups={}, to_apply=%add
-  ROOT %part = f32[2,4]{1,0} reduce-scatter(%w), replica_groups=[4,2]<=[8], to_apply=%add
-}
-"""
-
-
-def test_collectives_are_found_and_counted_as_often_as_their_loop_runs():
-    found = find_collectives(HLO, 8)
-    assert found == [
-        Collective("all-gather", 4, 32, 16 * (128 + 64)),
-        Collective("all-reduce", 4, 6, 6 * 12),
-        Collective("all-reduce", 8, 1, 64),
-        Collective("reduce-scatter", 2, 1, 32),
-    ]
-    assert [one.sent for one in found] == [16 * 192 * 3 / 4, 2 * 72 * 3 / 4, 2 * 64 * 7 / 8, 32]

@@ -86,14 +86,8 @@ class TrainedInstrument:
         self, codes: np.ndarray, prompt_frames: int, keys: np.ndarray, temperature: float, seed: int = 0
     ) -> np.ndarray:
         """See `Instrument`."""
-        params = self._played
-
-        def play(first: int, codes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-            # Another seed for each piece of the batch, or all would draw the same numbers.
-            own = seed + first
-            return generate(self._models, params, codes, prompt_frames, keys, seed=own, temperature=temperature)
-
-        return self.decode(_in_rows(play, codes, keys))
+        given = (self._models, self._played, codes, prompt_frames, keys)
+        return self.decode(generate(*given, seed=seed, temperature=temperature))
 
     def play_along(self, codes: np.ndarray, keys: np.ndarray, temperature: float) -> np.ndarray:
         """See `Instrument`."""

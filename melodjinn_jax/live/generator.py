@@ -1,4 +1,4 @@
-"""Generation: frame by frame from a ring cache, steered by one action per block, all in one compiled loop."""
+"""Generation: frame by frame from a ring cache, steered by one action per block, in compiled stretches of frames."""
 
 import functools
 from typing import Any
@@ -10,6 +10,12 @@ import numpy as np
 from melodjinn_jax.models.dynamics import DynamicsModel, DynamicsState, align_actions
 from melodjinn_jax.models.transformer import Block
 from melodjinn_jax.training.state import Models
+
+STRETCHES = {1: 128, 8: 64, 64: 16}
+"""Frames that are compiled as one loop, by the rows that are played together.
+
+Rows and frames are padded to these, which costs less than compiling a program for every shape.
+"""
 
 
 def sample(logits: jax.Array, noise: jax.Array, temperature: jax.Array, top_k: int | jax.Array) -> jax.Array:
@@ -66,22 +72,28 @@ def play_frame(
     return model.play(layers, state, action_B, choose)
 
 
-@functools.partial(jax.jit, static_argnames=("models", "top_k"))
-def _generate(models, params, prompt_BFQ, prompt_frames_B, actions, key, temperature, top_k):
-    model = models.dynamics(params)
-    B, F, _ = prompt_BFQ.shape
-    by_frame = align_actions(actions, jnp.asarray(model.null_action), model.action_stride)[:, :F]
+@functools.partial(jax.jit, static_argnames=("models", "rows"))
+def _begin(models, params, rows):
+    return models.dynamics(params).init_state(rows)
 
+
+@functools.partial(jax.jit, static_argnames=("models", "top_k"), donate_argnames="state")
+def _play_on(models, params, state, given_BTQ, is_given_BT, actions_BT, seeds_B, temperature, top_k):
+    """A stretch of frames: the new state, and their codes [B, T, Q]."""
+    model = models.dynamics(params)
     layers = model.layers()
 
     def step(state, inputs):
-        frame, action, given = inputs
-        noise = frame_noise(key, frame, model.num_codebooks, (B, model.codebook_size))
-        return play_frame(model, layers, state, action, given, frame < prompt_frames_B, noise, temperature, top_k)
+        action, given, is_given = inputs
+        # As a stream of one row draws them, so that a row is the same whatever is played beside it.
+        shape = (model.num_codebooks, (1, model.codebook_size))
+        noise = jax.vmap(lambda seed: frame_noise(jax.random.key(seed), state.position, *shape))(seeds_B)
+        noise = noise[:, :, 0].swapaxes(0, 1)
+        return play_frame(model, layers, state, action, given, is_given, noise, temperature, top_k)
 
-    inputs = (jnp.arange(F), by_frame.T, prompt_BFQ.transpose(1, 0, 2))
-    _, codes = jax.lax.scan(step, model.init_state(B), inputs)
-    return codes.transpose(1, 0, 2)
+    inputs = (actions_BT.T, given_BTQ.transpose(1, 0, 2), is_given_BT.T)
+    state, codes = jax.lax.scan(step, state, inputs)
+    return state, codes.transpose(1, 0, 2)
 
 
 def generate(
@@ -103,23 +115,37 @@ def generate(
       prompt_BFQ: int codes over the whole length; those from `prompt_frames` on are ignored.
       prompt_frames: frames taken from the prompt, one number or [B].
       actions: int [B, N - 1]; action i leads into block i + 1, those within the prompt describe it.
-      seed: of the sampling.
+      seed: of the sampling; row r draws as a stream of seed + r.
       temperature: 0 is greedy.
       top_k: tokens to sample from; 0 is all.
 
     Returns:
       int32 [B, F, Q], the prompt included.
     """
-    prompt_frames_B = jnp.broadcast_to(jnp.asarray(prompt_frames), prompt_BFQ.shape[:1])
-    return np.asarray(
-        _generate(
-            models,
-            params,
-            jnp.asarray(prompt_BFQ, jnp.int32),
-            prompt_frames_B,
-            jnp.asarray(actions, jnp.int32),
-            jax.random.key(seed),
-            jnp.float32(temperature),
-            top_k,
-        )
-    )
+    F, stride = prompt_BFQ.shape[1], models.config.latent_actions.action_stride
+    actions_BF = align_actions(np.asarray(actions, np.int32), np.asarray(models.num_codes), stride)[:, :F]
+    is_given_BF = np.arange(F) < np.broadcast_to(prompt_frames, len(prompt_BFQ))[:, None]
+    seeds_B = np.arange(seed, seed + len(prompt_BFQ), dtype=np.uint32)
+    largest = max(STRETCHES)
+    pieces = []
+    for first in range(0, len(prompt_BFQ), largest):
+        piece = slice(first, first + largest)
+        given = (np.asarray(prompt_BFQ[piece], np.int32), is_given_BF[piece], actions_BF[piece], seeds_B[piece])
+        pieces.append(_generate_rows(models, params, *given, temperature, top_k))
+    return np.concatenate(pieces)
+
+
+def _generate_rows(models, params, given, is_given, actions, seeds, temperature, top_k) -> np.ndarray:
+    """`generate` for so few rows that they are played together."""
+    count, frames = is_given.shape
+    rows = min(size for size in STRETCHES if size >= count)
+    length = STRETCHES[rows]
+    padding = [(0, rows - count), (0, -frames % length)]
+    by_frame = [np.pad(x, padding + [(0, 0)] * (x.ndim - 2)) for x in (given, is_given, actions)]
+    seeds = np.pad(seeds, padding[:1])
+    state, codes = _begin(models, params, rows), []
+    for start in range(0, frames, length):
+        stretch = [x[:, start : start + length] for x in by_frame]
+        state, played = _play_on(models, params, state, *stretch, seeds, np.float32(temperature), top_k)
+        codes.append(played)
+    return np.concatenate(codes, axis=1)[:count, :frames]

@@ -13,33 +13,37 @@ B clips, F frames, Q codebooks, K entries of each, D width, N blocks of S frames
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from melodjinn_jax.config import DynamicsConfig
 from melodjinn_jax.models.embedding import Embed
 from melodjinn_jax.models.transformer import Block, Compute, KVCache, Transformer
 
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
 
-def align_actions(actions: jax.Array, null: jax.Array, stride: int) -> jax.Array:
+
+def align_actions(actions: AnyArray, null: AnyArray, stride: int) -> AnyArray:
     """The one alignment rule: for every frame, the action that governs its prediction.
 
     Action i explains the transition from block i to block i + 1, so it belongs to all positions whose target is a
     token of block i + 1. Nothing leads into block 0, which gets the null action.
 
     Args:
-      actions: [B, N - 1, ...], indices or embeddings.
+      actions: [B, N - 1, ...], indices or embeddings, of JAX or NumPy.
       null: [...], the null action in the same form.
       stride: frames per block (S).
 
     Returns:
       [B, N * S, ...].
     """
-    first = jnp.broadcast_to(null, (actions.shape[0], 1, *actions.shape[2:])).astype(actions.dtype)
-    return jnp.repeat(jnp.concatenate([first, actions], axis=1), stride, axis=1)
+    xp = actions.__array_namespace__()
+    first = xp.broadcast_to(null, (actions.shape[0], 1, *actions.shape[2:])).astype(actions.dtype)
+    return xp.repeat(xp.concat([first, actions], axis=1), stride, axis=1)
 
 
 class DynamicsState(NamedTuple):

@@ -15,17 +15,16 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from melodjinn_jax.config import Config
+from melodjinn_jax.config import Config, RuntimeConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.models.sharding import BATCH_AXES
-from melodjinn_jax.training.hlo import find_collectives
+from melodjinn_jax.models.transformer import UNROLLED_LAYERS_ACCELERATOR
+from melodjinn_jax.training.costs import find_collectives, memory_traffic
 from melodjinn_jax.training.mesh import open_mesh
 from melodjinn_jax.training.speed import step_flops
 from melodjinn_jax.training.state import CodecShape, Models, Phase, abstract_state, count_parameters
 from melodjinn_jax.training.step import make_train_step
 from melodjinn_jax.training.workdir import load_config
-
-ALL_LAYERS = 1000
 
 
 def parts_of(models: Models, phase: Phase) -> list[str]:
@@ -69,41 +68,20 @@ def compile_step(config: Config, codec: CodecShape, phase: Phase, mesh: Mesh) ->
         return models, state, traced.lower(lowering_platforms=("tpu",)).compile()
 
 
-def with_layers(config: Config, layers: int) -> Config:
-    """The configuration with so many layers of the dynamics model, none of them in a loop, nor those of its LAM."""
-    return dataclasses.replace(
-        config,
-        dynamics=dataclasses.replace(config.dynamics, num_layers=layers),
-        runtime=dataclasses.replace(config.runtime, unrolled_layers=ALL_LAYERS),
-    )
-
-
-def memory_traffic(config: Config, codec: CodecShape, phase: Phase, mesh: Mesh) -> float:
-    """Bytes that one device moves to and from its memory in a step, as XLA's cost analysis has it.
-
-    XLA counts the body of a loop once, so nothing is looped over here. What a model of two layers adds to one of one is
-    a layer.
-    """
-
-    def count(layers: int) -> float:
-        _, _, compiled = compile_step(with_layers(config, layers), codec, phase, mesh)
-        return float(compiled.cost_analysis()["bytes accessed"])
-
-    layers = config.dynamics.num_layers
-    if Models(config, codec).compute.unrolls(layers):
-        return count(layers)
-    one = count(1)
-    return one + (layers - 1) * (count(2) - one)
+def _as_on_tpu(runtime: RuntimeConfig) -> RuntimeConfig:
+    """The settings with those that ask what device there is answered: here it is not the one to compile for."""
+    attention = "splash" if runtime.attention == "auto" else runtime.attention
+    unrolled_layers = runtime.unrolled_layers or UNROLLED_LAYERS_ACCELERATOR
+    return dataclasses.replace(runtime, attention=attention, unrolled_layers=unrolled_layers)
 
 
 def describe(config: Config, codec: CodecShape, topology: str, phase: Phase) -> dict[str, Any]:
     """What `compile` reports, as JSON can hold it."""
-    if config.runtime.attention == "auto":  # which would ask for the device of this machine
-        config = dataclasses.replace(config, runtime=dataclasses.replace(config.runtime, attention="splash"))
+    config = dataclasses.replace(config, runtime=_as_on_tpu(config.runtime))
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     mesh = open_mesh(config, list(devices))
     models, state, compiled = compile_step(config, codec, phase, mesh)
-    memory = compiled.memory_analysis()
+    memory, hlo = compiled.memory_analysis(), compiled.as_text()
     flops = step_flops(models, phase)
     return {
         "mesh": {axis: int(length) for axis, length in mesh.shape.items()},
@@ -111,9 +89,9 @@ def describe(config: Config, codec: CodecShape, topology: str, phase: Phase) -> 
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        "collectives": [dataclasses.asdict(found) for found in find_collectives(compiled.as_text(), mesh.size)],
+        "collectives": [dataclasses.asdict(found) for found in find_collectives(hlo, mesh.size)],
         "flops": dataclasses.asdict(flops),
-        "traffic": memory_traffic(config, codec, phase, mesh),
+        "traffic": memory_traffic(hlo),
     }
 
 
