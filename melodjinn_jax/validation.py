@@ -178,9 +178,13 @@ def _dynamics(config: Config) -> Checks:
     yield from _share(dynamics, "dynamics", "max_mask_rate", "splice_probability", "action_dropout")
     yield not 0 <= dynamics.ema_decay < 1, f"dynamics.ema_decay is {dynamics.ema_decay}: it must lie in [0, 1)"
     yield from _at_least(dynamics, "dynamics", 0, "practice_rate")
+    for name in ("actions_from", "practice_from"):
+        share = getattr(dynamics, name)
+        yield not 0 <= share < 1, f"dynamics.{name} is {share}: it must lie in [0, 1)"
     yield (
-        not 0 <= dynamics.practice_from < 1,
-        f"dynamics.practice_from is {dynamics.practice_from}: it must lie in [0, 1)",
+        dynamics.actions_from > 0 and config.latent_actions.gradient == "dynamics",
+        f"dynamics.actions_from is {dynamics.actions_from}: a LAM that learns from the dynamics model's loss needs the "
+        "actions from the first step; set it to 0, or latent_actions.gradient to reconstruction",
     )
     if dynamics.practice_rate > 0:
         yield from _practice(config)
@@ -192,6 +196,11 @@ def _practice(config: Config) -> Checks:
         config.phases.freeze == "never",
         f"dynamics.practice_rate is {dynamics.practice_rate}: practice needs keys that stay what they are, but "
         "phases.freeze is never; set one of the two",
+    )
+    yield (
+        dynamics.practice_from < dynamics.actions_from,
+        f"dynamics.practice_from is {dynamics.practice_from}: there is nothing to practise before actions are given, "
+        f"from {dynamics.actions_from} on (dynamics.actions_from)",
     )
     yield (
         dynamics.practice_strength <= 1,

@@ -113,9 +113,41 @@ def test_parameters_and_moments_stay_float32_and_the_average_follows_the_weights
     assert train_step._cache_size() == 1
 
 
+@pytest.mark.parametrize("layout", ["flat", "depth"])
+def test_before_actions_are_given_nothing_depends_on_them_and_then_they_begin_as_the_null_action(batch, layout):
+    dynamics = dataclasses.replace(tiny_config().dynamics, layout=layout, ema_decay=0.9, actions_from=0.5)
+    # Of 8 steps from step 4 on, actions govern the last 4.
+    models = models_with(dynamics=dynamics, training=dataclasses.replace(tiny_config().training, steps=12))
+
+    def trained(actions: np.ndarray) -> list[dict]:
+        state = {"step": jnp.int32(4), "rng": seed_data(0), "first_bad_step": jnp.int32(-1)}
+        state, states = commit(with_dynamics(models, state, 4)), []
+        for _ in range(8):
+            state, _ = train_step(state, {**batch, "actions": actions})
+            states.append(jax.device_get(state))
+        return states
+
+    train_step = make_train_step(models, Phase.FROZEN)
+    ours, others = trained(batch["actions"]), trained((batch["actions"] + 1) % 8)
+    for step, (one, other) in enumerate(zip(ours, others, strict=True)):
+        tables = [one[name]["embed_action"]["embedding"] for name in ("dynamics", "dynamics_ema")]
+        same = [np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)]
+        assert all((table == table[-1]).all() for table in tables) == (step < 4)
+        assert all(same) == (step < 4)
+    assert train_step._cache_size() == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
+        ({"dynamics": dataclasses.replace(tiny_config().dynamics, actions_from=1.0)}, "dynamics.actions_from is 1.0"),
+        (
+            {
+                "dynamics": dataclasses.replace(tiny_config().dynamics, actions_from=0.5),
+                "latent_actions": dataclasses.replace(tiny_config().latent_actions, gradient="dynamics"),
+            },
+            "dynamics.actions_from is 0.5: a LAM that learns from",
+        ),
         ({"runtime": RuntimeConfig(accumulate=3)}, "runtime.accumulate is 3: it must divide training.batch_size, 16"),
         (
             {"runtime": RuntimeConfig(steps_per_dispatch=4)},

@@ -283,6 +283,7 @@ def test_a_press_governs_the_frames_of_its_block(stride, rng):
         ({"practice_rate": -1.0}, {}, "dynamics.practice_rate is -1.0"),
         ({"practice_strength": 1.0}, {}, "dynamics.practice_strength is 1.0: it must be above 1"),
         ({"practice_from": 1.0}, {}, "dynamics.practice_from is 1.0"),
+        ({"actions_from": 0.6}, {}, "dynamics.practice_from is 0.5: there is nothing to practise before actions are"),
         ({"practice_frames": 5}, {}, "must be a multiple of latent_actions.action_stride, 2"),
         ({"practice_frames": 2}, {}, "must be a multiple of latent_actions.action_stride, 2, two or more"),
         ({"practice_frames": 48}, {}, "training.crop_frames is only 24"),

@@ -265,14 +265,33 @@ def update_dynamics(
 
     With `practice`, a random key and the run's codec, it also learns from its own presses.
     """
+    config = models.config
     keys = batch["actions"].astype(jnp.int32) if "actions" in batch else encode_keys(models, state, batch["waveform"])
-    loss, grads = dynamics_gradient(models, state["dynamics"], batch["codes"], keys, key)
+    are_given = _progress(config, state) >= config.dynamics.actions_from
+    given = jnp.where(are_given, keys, models.num_codes) if config.dynamics.actions_from else keys
+    loss, grads = dynamics_gradient(models, state["dynamics"], batch["codes"], given, key)
     metrics = {"cross_entropy": loss, "noop_share": jnp.mean(keys == 0)}
     if practice:
         # At strength 1, as music is learnt, nothing of this table is used.
         grads["embed_press"], metrics["practice_recovery"] = practise(models, state, batch["codes"], keys, *practice)
     metrics["dynamics_grad_norm"] = optax.global_norm(grads)
-    return {**state, **_step_dynamics(models.config, state, grads)}, metrics
+    new = _step_dynamics(config, state, grads)
+    if config.dynamics.actions_from:
+        for name in {"dynamics", "dynamics_ema"} & new.keys():
+            new[name] = _null_unless(are_given, new[name], models.num_codes)
+    return {**state, **new}, metrics
+
+
+def _progress(config: Config, state: State) -> jax.Array:
+    """Share of the dynamics model's steps that are done."""
+    start = state["dynamics_start"]
+    return (state["step"] - start) / jnp.maximum(config.training.steps - start, 1)
+
+
+def _null_unless(are_given: jax.Array, params: Any, null_action: int) -> Any:
+    """Parameters of which all actions are the null action until actions are given, so that they begin as it is then."""
+    table = params["embed_action"]["embedding"]
+    return {**params, "embed_action": {"embedding": jnp.where(are_given, table, table[null_action])}}
 
 
 def practise(
@@ -291,9 +310,7 @@ def practise(
     def not_yet() -> tuple[Any, jax.Array]:
         return jax.tree.map(jnp.zeros_like, params["embed_press"]), jnp.zeros(())
 
-    start = state["dynamics_start"]
-    done = (state["step"] - start) / jnp.maximum(config.training.steps - start, 1)
-    return jax.lax.cond(done >= config.dynamics.practice_from, begun, not_yet)
+    return jax.lax.cond(_progress(config, state) >= config.dynamics.practice_from, begun, not_yet)
 
 
 def make_train_step(
