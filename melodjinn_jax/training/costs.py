@@ -1,5 +1,6 @@
 """What one run of a compiled program moves: between devices, and between a device and its memory."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -49,21 +50,16 @@ def find_collectives(hlo: str, devices: int) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS:
                 sizes = [array.size for array in arrays(instruction.result)]
-                # One that begins in the background gives (operands, results), except for all-reduce.
-                is_pair = kind != instruction.opcode and kind != "all-reduce"
                 total = found[kind, _group_size(instruction, devices)]
                 total[0] += runs[name]
-                total[1] += runs[name] * (max(sizes, default=0) if is_pair else sum(sizes))
+                total[1] += runs[name] * (max(sizes, default=0) if _gives_operands(instruction.opcode) else sum(sizes))
     return [Collective(*key, *total) for key, total in sorted(found.items())]
 
 
 def _group_size(instruction: Instruction, devices: int) -> int:
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.rest):
         lengths = dict(axis.split("=") for axis in match[1].split(","))
-        size = 1
-        for axis in match[2].split(","):
-            size *= int(lengths[axis])
-        return size
+        return math.prod(int(lengths[axis]) for axis in match[2].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.rest):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", instruction.rest):
@@ -102,8 +98,16 @@ def _moved(instruction: Instruction, body: dict[str, Instruction], program: Prog
         return destination.padded * (destination.in_main_memory + source.in_main_memory)
     operands = [list(arrays(body[name].result)) for name in instruction.operands if name in body]
     inner = program[instruction.called[0]] if instruction.opcode == "fusion" else _as_fusion(instruction, body)
-    read = sum(_read(inner, number, arrays_) for number, arrays_ in enumerate(operands))
-    return read + sum(_written(inner, number, array) for number, array in enumerate(results))
+    read = sum(_read(inner, number, operand) for number, operand in enumerate(operands))
+    written = sum(_written(inner, number, array) for number, array in enumerate(results))
+    if _gives_operands(instruction.opcode):
+        written -= sum(_in_main_memory(operand) for operand in operands)
+    return read + written
+
+
+def _gives_operands(opcode: str) -> bool:
+    """Whether an instruction that goes on in the background gives its operands beside its results."""
+    return opcode.endswith("-start") and opcode != "all-reduce-start"
 
 
 def _as_fusion(instruction: Instruction, body: dict[str, Instruction]) -> list[Instruction]:
