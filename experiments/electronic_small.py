@@ -51,13 +51,10 @@ def get_config() -> Config:
             # was foretold worse with its actions than without.
             ema_decay=0.99,
             action_dropout=0.05,
-            # A model that has its actions from the first step foretells unseen music worse, even with them, than one
-            # that never had any; one that gets them late foretells it better.
-            actions_from=0.6,
-            # From then on it also practises keys, at the strength at which they are played.
-            practice_rate=0.05,
+            # The second half of the model's steps also practises keys, at the strength at which they are played.
+            practice_rate=0.03,
             practice_strength=2.0,
-            practice_from=0.6,
+            practice_from=0.5,
             practice_frames=24,
         ),
         # The latents of the warm-up are the actions: a codebook that trains on would move the events.
