@@ -157,6 +157,7 @@ def test_sampling_is_reproducible_and_top_1_is_greedy(inputs, layout):
     first, again, other = (generate(models, params, codes, 1, actions, seed=s, temperature=1.0) for s in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
+    np.testing.assert_array_equal(first, generate(models, params, codes, 1, actions, seed=2**62, temperature=1.0))
     greedy = generate(models, params, codes, 1, actions)
     np.testing.assert_array_equal(greedy, generate(models, params, codes, 1, actions, temperature=1.0, top_k=1))
 

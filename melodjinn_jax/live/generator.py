@@ -125,7 +125,8 @@ def generate(
     F, stride = prompt_BFQ.shape[1], models.config.latent_actions.action_stride
     actions_BF = align_actions(np.asarray(actions, np.int32), np.asarray(models.num_codes), stride)[:, :F]
     is_given_BF = np.arange(F) < np.broadcast_to(prompt_frames, len(prompt_BFQ))[:, None]
-    seeds_B = np.arange(seed, seed + len(prompt_BFQ), dtype=np.uint32)
+    # Of a seed JAX takes the last 32 bits.
+    seeds_B = ((seed % 2**32 + np.arange(len(prompt_BFQ))) % 2**32).astype(np.uint32)
     largest = max(STRETCHES)
     pieces = []
     for first in range(0, len(prompt_BFQ), largest):
