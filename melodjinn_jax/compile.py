@@ -118,7 +118,7 @@ class Estimate:
 
     @property
     def mfu_apart(self) -> float:
-        """The same if one thing waits for the other."""
+        """The same if compute, memory and links take turns."""
         return self.compute / (self.compute + self.memory + self.links)
 
 
@@ -160,12 +160,12 @@ def report(arguments: CompileArguments, result: dict[str, Any], chip: Chip) -> I
     seconds = batch * frames * HOP_LENGTH / SAMPLE_RATE
     yield (
         f"upper bound: {1e3 * best.step:.1f} ms a step, {seconds / best.step:.0f} seconds of sound a second, "
-        f"MFU {100 * best.mfu:.0f} %; {100 * best.mfu_apart:.0f} % if products, memory and links wait for each other"
+        f"MFU {100 * best.mfu:.0f} %; {100 * best.mfu_apart:.0f} % if products, memory and links take turns"
     )
     yield (
         f"assumed: {chip.name} at its stated peak, {chip.flops / 1e12:.0f} TFLOP/s, {chip.memory_bandwidth / 1e9:.0f} "
-        f"GB/s of memory, {chip.link_bandwidth / 1e9:.0f} GB/s of links; all three at once, nothing else; memory "
-        "traffic of what XLA does not fuse, rings for collectives"
+        f"GB/s of memory, {chip.link_bandwidth / 1e9:.0f} GB/s of links; memory traffic as the "
+        "compiled program has it, each fused operation once; rings for collectives"
     )
 
 

@@ -109,6 +109,89 @@ def test_traffic_counts_slices_updates_and_padding_but_no_memory_of_the_chip():
     assert memory_traffic(MEMORY_HLO) == loop + rest
 
 
+NESTED_HLO = """
+HloModule step, is_scheduled=true
+
+%inner_slice (i.0: f32[16,8,128]) -> bf16[8,128] {
+  %i.0 = f32[16,8,128]{2,1,0:T(8,128)} parameter(0)
+  %i.1 = bf16[1,8,128]{2,1,0:T(8,128)(2,1)} slice(%i.0), slice={[3:4], [0:8], [0:128]}
+  ROOT %i.2 = bf16[8,128]{1,0:T(8,128)(2,1)} bitcast(%i.1)
+}
+
+%inner_shape (j.0: f32[8,128]) -> f32[1024] {
+  %j.0 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  ROOT %j.1 = f32[1024]{0:T(1024)} bitcast(%j.0)
+}
+
+%outer (o.0: f32[8,128], o.1: f32[16,8,128], o.2: f32[8,128]) -> (f32[1024], f32[8,128]) {
+  %o.1 = f32[16,8,128]{2,1,0:T(8,128)} parameter(1)
+  %o.0 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %o.2 = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %o.3 = bf16[8,128]{1,0:T(8,128)(2,1)} fusion(%o.1), kind=kLoop, calls=%inner_slice
+  %o.4 = f32[1024]{0:T(1024)} fusion(%o.0), kind=kLoop, calls=%inner_shape
+  %o.5 = f32[1024]{0:T(1024)} add(%o.4, %o.3)
+  ROOT %o.6 = (f32[1024]{0:T(1024)}, f32[8,128]{1,0:T(8,128)}) tuple(%o.5, %o.2)
+}
+
+ENTRY %main (x: f32[8,128], y: f32[16,8,128]) -> f32[1024] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %y = f32[16,8,128]{2,1,0:T(8,128)} parameter(1)
+  %room = f32[8,128]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %out = (f32[1024]{0:T(1024)}, f32[8,128]{1,0:T(8,128)}) fusion(%x, %y, %room), kind=kCustom, \
+output_to_operand_aliasing={{1}: (2, {})}, calls=%outer
+}
+"""
+
+
+def test_traffic_follows_operands_into_fusions_within_and_counts_nothing_that_is_passed_on():
+    row = 4 * 8 * 128
+    # One row of the stack, in its own type; x, whose shape alone is changed within; one result.
+    assert memory_traffic(NESTED_HLO) == row + row + row
+
+
+OVERLAPPED_HLO = """
+HloModule step, is_scheduled=true
+
+%begun (b.0: bf16[2,4]) -> (bf16[2,4], bf16[8,4]) {
+  %b.0 = bf16[2,4]{1,0} parameter(0)
+  %b.1 = bf16[8,4]{1,0} all-gather(%b.0), channel_id=7, \
+replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, dimensions={0}
+  ROOT %b.2 = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) custom-call(%b.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%ended (e.0: bf16[2,4], e.1: bf16[8,4]) -> bf16[8,4] {
+  %e.0 = bf16[2,4]{1,0} parameter(0)
+  %e.1 = bf16[8,4]{1,0} parameter(1)
+  %e.2 = bf16[8,4]{1,0} all-gather(%e.0), channel_id=7, \
+replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, dimensions={0}
+  ROOT %e.3 = bf16[8,4]{1,0} custom-call(%e.0, %e.1, %e.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%all-reduce-scatter.1 (r.0: bf16[8,4]) -> bf16[2,4] {
+  %r.0 = bf16[8,4]{1,0} parameter(0)
+  %r.1 = bf16[8,4]{1,0} all-reduce(%r.0), channel_id=9, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  ROOT %r.2 = bf16[2,4]{1,0} dynamic-slice(%r.1, %z, %z), dynamic_slice_sizes={2,4}
+}
+
+ENTRY %main (p: bf16[2,4]) -> bf16[2,4] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  %start = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) fusion(%p), kind=kCustom, \
+output_to_operand_aliasing={{0}: (0, {})}, calls=%begun
+  %own = bf16[2,4]{1,0} get-tuple-element(%start), index=0
+  %all = bf16[8,4]{1,0} get-tuple-element(%start), index=1
+  %done = bf16[8,4]{1,0} fusion(%own, %all), kind=kCustom, output_to_operand_aliasing={{}: (1, {})}, calls=%ended
+  ROOT %part = bf16[2,4]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_collective_in_several_fusions_is_one_and_an_all_reduce_that_keeps_a_part_scatters():
+    assert find_collectives(OVERLAPPED_HLO, 8) == [
+        Collective("all-gather", 4, 1, 64),
+        Collective("reduce-scatter", 4, 1, 16),
+    ]
+
+
 @pytest.mark.parametrize("length", [1, 8])
 def test_traffic_of_a_loop_over_layers_grows_with_their_number_alone(length):
     """As compiled here: whoever runs it reads each layer's matrix once, and neither the stack nor a body once."""

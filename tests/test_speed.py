@@ -1,4 +1,4 @@
-"""Numbers of speed: FLOPs agree with what XLA counts, losses add up, collectives are found in loops."""
+"""Numbers of speed: FLOPs agree with what XLA counts, losses add up."""
 
 import dataclasses
 

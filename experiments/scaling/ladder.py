@@ -64,7 +64,6 @@ LAM_SIZES = {"lam-400k": (64, 4), "lam-1600k": (128, 4), "lam-6m": (256, 4), "la
 def get_sweep(workdir: str) -> Sweep:
     techno = load_experiment(str(Path(__file__).parent.parent / "techno_200m.py"))
     base = override(techno, {"data.datasets": DATASETS, "evaluation.clips": 128, "evaluation.generate": False})
-    base = override(base, {"runtime.remat": "none"})
     # The labeller is a LAM alone, frozen at its last step.
     alone = override(base, {"phases.freeze": "step", "training.steps": base.phases.freeze_deadline})
     alone = override(alone, {"dynamics.dim": 64, "dynamics.num_layers": 2})

@@ -1,4 +1,4 @@
-"""A trained model as its measures use it: it plays, it foretells, it listens. Any number of rows, one compilation."""
+"""A trained model as its measures use it: it plays, it foretells, it listens. Any number of rows, few compilations."""
 
 import functools
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS, Run
 from melodjinn_jax.training.state import Models, State
 from melodjinn_jax.training.step import encode_keys
 
-# Rows generated at a time: more would need memory for their caches, fewer would waste the device.
+# Rows foretold or heard at a time: more would need memory for their logits, fewer would waste the device.
 ROWS = 64
 
 

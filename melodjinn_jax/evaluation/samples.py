@@ -149,7 +149,7 @@ def play_keys(run: Run, drum_names: Sequence[str | None]) -> tuple[dict[str, np.
     key_frames = start + KEY_PRESSES * gap
     alone = {key: [(start + press * gap, key) for press in range(KEY_PRESSES)] for key in range(1, num_keys + 1)}
     groove, frames = plan_groove(drum_names, start, frame_rate, stride)
-    # One batch, though single keys need fewer frames: a second length would have to be compiled.
+    # One batch, though single keys need fewer frames: the codec would have to be compiled for a second length.
     frames = max(frames, key_frames)
     presses = [*alone.values(), groove]
     actions = np.zeros((len(presses), frames // stride - 1), np.int64)

@@ -11,12 +11,9 @@ from melodjinn_jax.training.hlo import Array, Instruction, Program, arrays, coun
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 CONTROL = ("while", "conditional", "call")
-# What moves nothing, or ends what has been counted where it began.
 FREE = (
     *CONTROL,
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all", "partition-id"),
-    *("copy-done", "slice-done", "async-update", "async-done", "custom-call-update", "custom-call-done"),
-    *(f"{kind}-done" for kind in KINDS),
 )
 SLICES = ("slice", "dynamic-slice", "gather")
 
@@ -43,21 +40,48 @@ class Collective:
 def find_collectives(hlo: str, devices: int) -> list[Collective]:
     """Collectives of an optimised program over `devices` devices, by kind and group size."""
     program = parse(hlo)
-    runs = count_runs(program)
+    runs, fused = count_runs(program), _fused(program)
     found: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
+    seen: set[str] = set()
     for name, body in program.items():
         for instruction in body:
             kind = instruction.opcode.removesuffix("-start")
-            if kind in KINDS:
-                sizes = [array.size for array in arrays(instruction.result)]
-                total = found[kind, _group_size(instruction, devices)]
-                total[0] += runs[name]
-                total[1] += runs[name] * (max(sizes, default=0) if _gives_operands(instruction.opcode) else sum(sizes))
+            if kind not in KINDS or (name in fused and _is_repeated(instruction, seen)):
+                continue
+            results = instruction.result
+            if name.startswith("all-reduce-scatter"):  # an all-reduce of which each device keeps its part
+                kind, results = "reduce-scatter", next(each.result for each in body if each.is_root)
+            sizes = [array.size for array in arrays(results)]
+            total = found[kind, _group_size(instruction, devices)]
+            total[0] += runs[name]
+            total[1] += runs[name] * (max(sizes, default=0) if _gives_operands(instruction.opcode) else sum(sizes))
     return [Collective(*key, *total) for key, total in sorted(found.items())]
 
 
+def _fused(program: Program) -> set[str]:
+    """Computations that are parts of instructions."""
+    return {
+        called for body in program.values() for each in body if each.opcode not in CONTROL for called in each.called
+    }
+
+
+def _is_repeated(instruction: Instruction, seen: set[str]) -> bool:
+    """Whether it is the rest of a fused collective that goes on beside other work, and so stands in several fusions."""
+    channel = re.search(r"channel_id=\d+", instruction.rest)
+    if channel is None:
+        return False
+    is_repeated = channel[0] in seen
+    seen.add(channel[0])
+    return is_repeated
+
+
+def _gives_operands(opcode: str) -> bool:
+    """Whether an instruction that goes on in the background gives its operands beside its results."""
+    return opcode.endswith("-start") and opcode != "all-reduce-start"
+
+
 def _group_size(instruction: Instruction, devices: int) -> int:
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.rest):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^ ]*\))? \{([^}]*)\}", instruction.rest):
         lengths = dict(axis.split("=") for axis in match[1].split(","))
         return math.prod(int(lengths[axis]) for axis in match[2].split(","))
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.rest):
@@ -72,91 +96,126 @@ def memory_traffic(hlo: str) -> int:
 
     Each instruction that is not fused reads its operands and writes its results, those in a chip's own memories apart,
     with the padding of their layouts. Of what it only slices it reads the slice, and of what it updates in place it
-    writes the update. XLA's own `bytes accessed` counts a loop's body once, on a TPU a chip's own memories as well, and
-    a copy of a slice as one of the whole.
+    writes the update. Of a conditional all branches count. XLA's own `bytes accessed` counts a loop's body once, on a
+    TPU a chip's own memories as well, and a copy of a slice as one of the whole.
     """
     program = parse(hlo)
-    runs = count_runs(program)
-    fused = {
-        called for body in program.values() for each in body if each.opcode not in CONTROL for called in each.called
-    }
-    return sum(
-        runs[name] * _moved(instruction, {other.name: other for other in body}, program)
-        for name, body in program.items()
-        if name not in fused
-        for instruction in body
-        if instruction.opcode not in FREE
+    runs, fused = count_runs(program), _fused(program)
+    total = 0
+    for name, body in program.items():
+        beside = {each.name: each for each in body}
+        for instruction in body:
+            if name not in fused and not _is_free(instruction):
+                total += runs[name] * _moved(instruction, beside, program)
+    return total
+
+
+def _is_free(instruction: Instruction) -> bool:
+    """Whether it moves nothing, or ends what has been counted where it began."""
+    return (
+        instruction.opcode in FREE
+        or instruction.opcode.endswith(("-done", "-update"))
+        or 'custom_call_target="AllocateBuffer"' in instruction.rest
     )
 
 
-def _moved(instruction: Instruction, body: dict[str, Instruction], program: Program) -> int:
-    """Bytes that an instruction reads and writes; `body` holds the instructions beside it."""
+def _moved(instruction: Instruction, beside: dict[str, Instruction], program: Program) -> int:
+    """Bytes that an instruction reads and writes; `beside` holds those of its computation."""
     results = list(arrays(instruction.result))
     if instruction.opcode in ("copy-start", "slice-start"):
         # Tuples of (destination, source, context) and (sources, destination, context).
         destination, source = results[:2] if instruction.opcode == "copy-start" else (results[1], results[0])
         return destination.padded * (destination.in_main_memory + source.in_main_memory)
-    operands = [list(arrays(body[name].result)) for name in instruction.operands if name in body]
-    inner = program[instruction.called[0]] if instruction.opcode == "fusion" else _as_fusion(instruction, body)
-    read = sum(_read(inner, number, operand) for number, operand in enumerate(operands))
-    written = sum(_written(inner, number, array) for number, array in enumerate(results))
+    operands = [list(arrays(beside[name].result)) for name in instruction.operands if name in beside]
+    inner = program[instruction.called[0]] if instruction.opcode == "fusion" else _as_fusion(instruction, beside)
+    passed = _aliases(instruction)
+    read = sum(
+        _read(inner, number, operand, program)
+        for number, operand in enumerate(operands)
+        if number not in passed.values()
+    )
+    written = sum(_written(inner, number, array, number in passed) for number, array in enumerate(results))
     if _gives_operands(instruction.opcode):
         written -= sum(_in_main_memory(operand) for operand in operands)
     return read + written
 
 
-def _gives_operands(opcode: str) -> bool:
-    """Whether an instruction that goes on in the background gives its operands beside its results."""
-    return opcode.endswith("-start") and opcode != "all-reduce-start"
+def _aliases(instruction: Instruction) -> dict[int, int]:
+    """Numbers of results that are operands, and of which."""
+    pairs = re.search(r"output_to_operand_aliasing=\{((?:\{\d*\}: \(\d+, \{\}\)(?:, )?)*)\}", instruction.rest)
+    found = re.findall(r"\{(\d*)\}: \((\d+), ", pairs[1]) if pairs else []
+    return {int(result or 0): int(operand) for result, operand in found}
 
 
-def _as_fusion(instruction: Instruction, body: dict[str, Instruction]) -> list[Instruction]:
+def _as_fusion(instruction: Instruction, beside: dict[str, Instruction]) -> list[Instruction]:
     """An instruction by itself as the computation of a fusion."""
-    names = [name for name in instruction.operands if name in body]
+    names = [name for name in instruction.operands if name in beside]
     given = [
-        Instruction(name, body[name].result, "parameter", (), f"{number})", False) for number, name in enumerate(names)
+        Instruction(name, beside[name].result, "parameter", (), f"{number})", False)
+        for number, name in enumerate(names)
     ]
     return [*given, Instruction("", instruction.result, instruction.opcode, tuple(names), instruction.rest, True)]
 
 
-def _read(inner: list[Instruction], number: int, operand: list[Array]) -> int:
+def _read(inner: list[Instruction], number: int, operand: list[Array], program: Program) -> int:
     """Bytes read of operand `number` by a fusion of the instructions `inner`."""
     whole = _in_main_memory(operand)
-    parameter = [each.name for each in inner if each.opcode == "parameter" and each.rest.startswith(f"{number})")]
-    if not whole or not parameter:
+    name = _parameter(inner, number)
+    if not whole or name is None:
         return whole
     read = 0
-    for user, place in _users(inner, parameter[0]):
+    for user, place in _users(inner, name, program):
         if user.opcode in SLICES and place == 0:
-            read += sum(array.padded for array in arrays(user.result))
+            # A slice may have been given another type, but what is read of it has the operand's.
+            parts = math.prod(array.elements for array in arrays(user.result))
+            read += parts * operand[0].size // operand[0].elements
         elif user.opcode != "dynamic-update-slice" or place != 0:
             return whole
     return min(read, whole)
 
 
-def _users(inner: list[Instruction], name: str) -> Iterator[tuple[Instruction, int]]:
-    """Instructions that use a value, perhaps by another shape, and as which of their operands."""
+def _parameter(inner: list[Instruction], number: int) -> str | None:
+    """The name of parameter `number`."""
+    return next(
+        (each.name for each in inner if each.opcode == "parameter" and each.rest.startswith(f"{number})")), None
+    )
+
+
+def _users(inner: list[Instruction], name: str, program: Program) -> Iterator[tuple[Instruction, int]]:
+    """Instructions that use a value, perhaps by another shape or within a fusion, and as which of their operands."""
     for each in inner:
-        if name in each.operands:
+        for place in (place for place, operand in enumerate(each.operands) if operand == name):
             if each.opcode == "bitcast":
-                yield from _users(inner, each.name)
+                yield from _users(inner, each.name, program)
+            elif each.opcode == "fusion":
+                nested = program[each.called[0]]
+                own = _parameter(nested, place)
+                if own is not None:
+                    yield from _users(nested, own, program)
+                    if _origin(nested, 0).name == own:
+                        yield from _users(inner, each.name, program)
             else:
-                yield each, each.operands.index(name)
+                yield each, place
 
 
-def _written(inner: list[Instruction], number: int, result: Array) -> int:
-    """Bytes written of result `number`, an array, by a fusion of the instructions `inner`."""
-    if not result.in_main_memory:
-        return 0
+def _origin(inner: list[Instruction], number: int) -> Instruction:
+    """The instruction that makes result `number` of a fusion of the instructions `inner`."""
     by_name = {each.name: each for each in inner}
-    origin = next((each for each in inner if each.is_root), None)
-    if origin is not None and origin.opcode == "tuple":
-        origin = by_name.get(origin.operands[number]) if number < len(origin.operands) else None
-    while origin is not None and origin.opcode == "bitcast":
-        origin = by_name.get(origin.operands[0])
-    if origin is not None and origin.opcode == "dynamic-update-slice":
-        return sum(array.padded for array in arrays(by_name[origin.operands[1]].result))
-    return result.padded
+    origin = next(each for each in inner if each.is_root)
+    if origin.opcode == "tuple":
+        origin = by_name[origin.operands[number]]
+    while origin.opcode == "bitcast":
+        origin = by_name[origin.operands[0]]
+    return origin
+
+
+def _written(inner: list[Instruction], number: int, result: Array, is_operand: bool) -> int:
+    """Bytes written of result `number`, an array, by a fusion of the instructions `inner`."""
+    origin = _origin(inner, number)
+    if origin.opcode == "dynamic-update-slice" and result.in_main_memory:
+        update = next(each for each in inner if each.name == origin.operands[1])
+        return sum(array.padded for array in arrays(update.result))
+    return result.padded if result.in_main_memory and not is_operand else 0
 
 
 def _in_main_memory(values: list[Array]) -> int:

@@ -32,6 +32,7 @@ ENTRY = ""
 class Array:
     """An array as it lies in memory."""
 
+    elements: int
     size: int
     """Bytes, without what a tiled layout pads."""
     padded: int
@@ -71,7 +72,7 @@ def parse(hlo: str) -> Program:
     body: list[Instruction] = []
     for line in hlo.splitlines():
         if match := _COMPUTATION.match(line):
-            body = computations["" if line.startswith("ENTRY") else match[1]] = []
+            body = computations[ENTRY if line.startswith("ENTRY") else match[1]] = []
         elif match := _INSTRUCTION.match(line):
             root, name, result, opcode, rest = match.groups()
             operands = tuple(_OPERAND.findall(rest.partition(")")[0]))
@@ -114,13 +115,12 @@ def arrays(result: str) -> Iterator[Array]:
         if kind in _BYTES:
             shape = [int(length) for length in lengths.split(",") if length]
             each = _BYTES[kind]
-            yield Array(
-                each * math.prod(shape), each * math.prod(_padded(shape, layout)), _SPACE.search(layout) is None
-            )
+            count, whole = math.prod(shape), math.prod(_padded(shape, layout))
+            yield Array(count, each * count, each * whole, _SPACE.search(layout) is None)
 
 
 def _padded(shape: list[int], layout: str) -> list[int]:
-    """The lengths from major to minor, padded to whole tiles."""
+    """The lengths from major to minor, padded to whole tiles; a second tile only orders what lies within the first."""
     order = [int(axis) for axis in layout.partition(":")[0].split(",") if axis]
     lengths = [shape[axis] for axis in reversed(order)] if len(order) == len(shape) else list(shape)
     if not (match := _TILE.search(layout)):
