@@ -5,9 +5,10 @@
         --held-out.validation .05 --held-out.test .2
     python benchmarks/music_actions.py --dataset data/games --variants spectra/8 spectra/4 --seeds 3
 
-Every variant is a run of experiments/electronic_small.py with another LAM (`VARIANTS`). For each action stride one more
-run is trained without actions, as a *deaf* model of the same size: the gain over it is what actions really tell, for a
-model that was trained with actions may be lost without them. Finished runs are kept in --output and not trained again.
+Every variant (`VARIANTS`) is a run of experiments/electronic_small.py with another LAM or training. For each action
+stride one more run is trained without actions, as a *deaf* model of the same size: the gain over it is what actions
+really tell, for a model that was trained with actions may be lost without them. Finished runs are kept in --output and
+not trained again.
 The table has the measures of docs/meaning.md on the held-out tracks: medians over seeds, and the widest intervals.
 """
 
@@ -101,7 +102,8 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     # The model without actions sees the same blocks, whatever is discovered in them.
     deaf = arguments.output / f"deaf_{stride}" / str(seed)
     train(workdir, arguments.dataset, seed, settings)
-    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF)
+    same_clips = {name: value for name, value in settings.items() if name.startswith("evaluation.")}
+    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF | same_clips)
     found = json.loads((workdir / "eval.json").read_text())["meaning"]
     found["gain over deaf"] = gain_over_deaf(workdir, deaf, arguments.dataset)
     return found

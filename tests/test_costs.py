@@ -14,6 +14,7 @@ HloModule step, is_scheduled=true
 }
 
 %body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %y = bf16[2,4]{1,0} get-tuple-element(%state), index=1
   %gathered = f32[8,4]{1,0:T(8,128)} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
   %begun = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
   %done = bf16[8,4]{1,0} all-gather-done(%begun)

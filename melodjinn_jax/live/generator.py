@@ -128,7 +128,7 @@ def generate(
     actions_BF = align_actions(np.asarray(actions, np.int32), np.asarray(models.num_codes), stride)[:, :F]
     is_given_BF = np.arange(F) < np.broadcast_to(prompt_frames, len(prompt_BFQ))[:, None]
     # Of a seed JAX takes the last 32 bits.
-    seeds_B = ((seed % 2**32 + np.arange(len(prompt_BFQ))) % 2**32).astype(np.uint32)
+    seeds_B = ((int(seed) % 2**32 + np.arange(len(prompt_BFQ))) % 2**32).astype(np.uint32)
     largest = max(STRETCHES)
     pieces = []
     for first in range(0, len(prompt_BFQ), largest):

@@ -51,10 +51,13 @@ def find_collectives(hlo: str, devices: int) -> list[Collective]:
             results = instruction.result
             if name.startswith("all-reduce-scatter"):  # an all-reduce of which each device keeps its part
                 kind, results = "reduce-scatter", next(each.result for each in body if each.is_root)
-            sizes = [array.size for array in arrays(results)]
+            size = sum(array.size for array in arrays(results))
+            if _gives_operands(instruction.opcode):
+                given = [each.result for each in body if each.name in instruction.operands]
+                size -= sum(array.size for result in given for array in arrays(result))
             total = found[kind, _group_size(instruction, devices)]
             total[0] += runs[name]
-            total[1] += runs[name] * (max(sizes, default=0) if _gives_operands(instruction.opcode) else sum(sizes))
+            total[1] += runs[name] * size
     return [Collective(*key, *total) for key, total in sorted(found.items())]
 
 
@@ -134,7 +137,11 @@ def _moved(instruction: Instruction, beside: dict[str, Instruction], program: Pr
         for number, operand in enumerate(operands)
         if number not in passed.values()
     )
-    written = sum(_written(inner, number, array, number in passed) for number, array in enumerate(results))
+    written = sum(
+        _written(inner, number, array, program)
+        for number, array in enumerate(results)
+        if array.in_main_memory and (number not in passed or _origin(inner, number).opcode == "dynamic-update-slice")
+    )
     if _gives_operands(instruction.opcode):
         written -= sum(_in_main_memory(operand) for operand in operands)
     return read + written
@@ -209,13 +216,15 @@ def _origin(inner: list[Instruction], number: int) -> Instruction:
     return origin
 
 
-def _written(inner: list[Instruction], number: int, result: Array, is_operand: bool) -> int:
-    """Bytes written of result `number`, an array, by a fusion of the instructions `inner`."""
+def _written(inner: list[Instruction], number: int, result: Array, program: Program) -> int:
+    """Bytes written of result `number`, an array in main memory, by a fusion of the instructions `inner`."""
     origin = _origin(inner, number)
-    if origin.opcode == "dynamic-update-slice" and result.in_main_memory:
-        update = next(each for each in inner if each.name == origin.operands[1])
-        return sum(array.padded for array in arrays(update.result))
-    return result.padded if result.in_main_memory and not is_operand else 0
+    if origin.opcode == "fusion":
+        return _written(program[origin.called[0]], 0, result, program)
+    by_name = {each.name: each for each in inner}
+    if origin.opcode == "dynamic-update-slice" and by_name[origin.operands[0]].opcode in ("parameter", "bitcast"):
+        return sum(array.padded for array in arrays(by_name[origin.operands[1]].result))
+    return result.padded
 
 
 def _in_main_memory(values: list[Array]) -> int:
