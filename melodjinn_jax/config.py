@@ -154,7 +154,7 @@ class DynamicsConfig:
     actions_from: float = 0.0
     """Share of the dynamics model's steps after which actions are given. Until then it trains with the null action
     alone; what it then learns of actions is learnt on top of what it knows without them. It foretells better so, and
-    follows its actions less (docs/research/music_actions.md)."""
+    follows most keys less (docs/research/music_actions.md)."""
     ema_decay: float = 0.0
     """Decay of the moving average of the weights, which then plays and is evaluated; 0: the weights themselves do."""
     practice_rate: float = 0.0
