@@ -17,7 +17,7 @@ measured on much smaller models.
 Meant for 8 chips, eight clips each, all of which hold all parameters (mesh data 8, which is what is chosen). On 8 TPU
 v5e, `python -m melodjinn_jax.compile --config experiments/maestro_200m.py --topology v5e:2x4` finds 8.3 GiB of 16 GB
 needed per device (2.3 for parameters and optimiser). At the chip's stated rates a frozen-phase step of 133 TFLOP takes
-84 ms if memory never makes it wait, 164 ms if it always does: 4.5 to 9 chip-hours for the 24,000 steps of the dynamics
+84 ms if memory never makes it wait, 152 ms if it always does: 4.5 to 8 chip-hours for the 24,000 steps of the dynamics
 model, and a real chip is slower. docs/mfu.md has v5p and v6e. One H200 has made steps of 32 clips, on noise, at 46 %
 MFU (docs/performance.md): at that rate as many tokens are two hours. Where activations do not fit, `--runtime.remat
 dots` keeps less of them.
