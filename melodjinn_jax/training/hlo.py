@@ -82,13 +82,13 @@ def parse(hlo: str) -> Program:
 
 def count_runs(program: Program) -> dict[str, int]:
     """How often each computation runs."""
+    calls = {name: [call for each in body for call in _calls(each, program)] for name, body in program.items()}
     runs: dict[str, int] = defaultdict(int)
 
     def run(name: str, times: int) -> None:
         runs[name] += times
-        for instruction in program.get(name, []):
-            for called, trips in _calls(instruction, program):
-                run(called, times * trips)
+        for called, trips in calls.get(name, []):
+            run(called, times * trips)
 
     run(ENTRY, 1)
     return runs
