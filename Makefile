@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## play the toy drum world in the browser; trains it f
 	$(BIN)/python -m melodjinn_jax.play --workdir $(WORKDIR)
 
 test: lint  ## lint, types and all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -3,6 +3,10 @@
 import dataclasses
 import os
 
+# Most tests compile far more than they run: with optimised programs they take half as long again. Read when JAX is
+# imported, and inherited by the commands that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import numpy as np
 import pytest
@@ -23,6 +27,9 @@ from melodjinn_jax.training.state import CodecShape, Models
 # for a TPU and say so on standard error.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+
+# For commands that train in earnest, or whose exactness is promised to those who run them.
+OPTIMISED = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
 # A shared machine may stall any example; what a test states must not depend on the clock.
 settings.register_profile("unhurried", deadline=None)

@@ -4,7 +4,6 @@ They take two steps per dispatch, so that a stop must fall between two dispatche
 """
 
 import json
-import os
 import shutil
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import OPTIMISED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,7 +63,7 @@ def start(experiment: Path, workdir: Path, count: int, *overrides: str) -> list[
     address = f"127.0.0.1:{free_port()}"
     processes = []
     for index in range(count):
-        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        environment = OPTIMISED | {"JAX_PLATFORMS": "cpu"}
         if count > 1:
             names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
             environment |= dict(zip(names, (address, str(count), str(index)), strict=True))

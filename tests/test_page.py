@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from browser import HOP, Page, launched, served
+from conftest import OPTIMISED
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -24,8 +25,6 @@ from melodjinn_jax.live.session import Sampling, Session, require_instrument
 from melodjinn_jax.live.stream import instrument_of, render_codes
 from melodjinn_jax.training.run import Run, load_run
 
-# One worker for all of them, or several would train the toy.
-pytestmark = pytest.mark.xdist_group("page")
 ROOT = Path(__file__).parents[1]
 SILENCE = 2e-3
 NULL_ACTION = 65535
@@ -37,7 +36,7 @@ def train_toy(workdir: Path) -> Path:
     """The toy of the README, without its evaluation."""
     command = [sys.executable, "-m", "melodjinn_jax.train", "--config", "experiments/toy_drums.py"]
     flags = ["--workdir", str(workdir), "--runtime.evaluate", "false", "--runtime.progress", "false"]
-    subprocess.run([*command, *flags], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*command, *flags], cwd=ROOT, env=OPTIMISED, check=True, capture_output=True)
     return workdir
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import batch_of, random_waveform, tiny_models
+from conftest import OPTIMISED, batch_of, random_waveform, tiny_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -218,9 +218,8 @@ def command(experiment: Path, workdir: Path, *overrides: str) -> list[str]:
 
 
 def train(experiment: Path, workdir: Path, *overrides: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(experiment, workdir, *overrides), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    arguments = command(experiment, workdir, *overrides)
+    return subprocess.run(arguments, cwd=ROOT, env=OPTIMISED, capture_output=True, text=True, check=False)
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -249,7 +248,9 @@ def test_a_run_killed_three_times_is_bit_identical_to_one_that_was_not(experimen
     """SIGKILL while a save is under way, SIGTERM before the switch to quantise, SIGKILL after the freeze."""
     workdir = tmp_path / "killed"
     for step, number in ((3, signal.SIGKILL), (4, signal.SIGTERM), (9, signal.SIGKILL)):
-        process = subprocess.Popen(command(experiment, workdir), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(experiment, workdir), cwd=ROOT, env=OPTIMISED, stderr=subprocess.PIPE, text=True
+        )
         while process.poll() is None:
             metrics = workdir / "metrics.jsonl"
             if metrics.exists() and f'"step": {step},' in metrics.read_text():
@@ -291,6 +292,7 @@ def test_a_stopped_run_says_so_and_exits_like_a_shell(experiment, tmp_path):
     process = subprocess.Popen(
         command(experiment, workdir, "--training.steps", "100000", "--phases.freeze-deadline", "90000"),
         cwd=ROOT,
+        env=OPTIMISED,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -353,7 +355,7 @@ def evaluated(experiment, tmp_path_factory) -> Path:
 
 def run_command(name: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", f"melodjinn_jax.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=OPTIMISED, capture_output=True, text=True, check=False)
 
 
 def test_a_run_ends_with_its_evaluation_in_strict_json_a_report_and_samples(evaluated):
