@@ -217,9 +217,9 @@ def command(experiment: Path, workdir: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "melodjinn_jax.train", *arguments, *overrides]
 
 
-def train(experiment: Path, workdir: Path, *overrides: str) -> subprocess.CompletedProcess:
+def train(experiment: Path, workdir: Path, *overrides: str, environment=OPTIMISED) -> subprocess.CompletedProcess:
     arguments = command(experiment, workdir, *overrides)
-    return subprocess.run(arguments, cwd=ROOT, env=OPTIMISED, capture_output=True, text=True, check=False)
+    return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -346,16 +346,17 @@ def test_a_learning_rate_that_explodes_stops_with_the_step_and_saves_nothing_bad
 
 @pytest.fixture(scope="session")
 def evaluated(experiment, tmp_path_factory) -> Path:
-    """A tiny run under bfloat16, with its evaluation."""
+    """A tiny run under bfloat16, with its evaluation, in programs compiled like those of the tests that play it."""
     workdir = tmp_path_factory.mktemp("runs") / "evaluated"
-    done = train(experiment, workdir, "--training.dtype", "bfloat16", "--runtime.evaluate", "true")
+    overrides = ("--training.dtype", "bfloat16", "--runtime.evaluate", "true")
+    done = train(experiment, workdir, *overrides, environment=None)
     assert done.returncode == 0, done.stderr
     return workdir
 
 
 def run_command(name: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", f"melodjinn_jax.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=OPTIMISED, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_a_run_ends_with_its_evaluation_in_strict_json_a_report_and_samples(evaluated):
