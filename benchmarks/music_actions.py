@@ -45,6 +45,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     # Learns the music first, and its actions on top.
     "late/8": lam("spectra", 8, 0.33)
     | {"dynamics.actions-from": "0.6", "dynamics.practice-from": "0.6", "dynamics.practice-rate": "0.05"},
+    "earlier/8": lam("spectra", 8, 0.33) | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
     "mel/8": lam("mel", 8, 0.33),
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.

@@ -301,6 +301,9 @@ class RuntimeConfig:
     evaluate: bool = True
     """End the training with the evaluation and the report."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    cpu_devices: int = 0
+    """Devices for which a CPU counts, which share out the batch: a small model trains faster on two of them than on one
+    that has two cores. 0: one, or as many as JAX_NUM_CPU_DEVICES says. Results differ by rounding."""
     profile_steps: tuple[int, ...] = ()
     """First and last step of which to write a profile into WORKDIR/profile; empty: none."""
 

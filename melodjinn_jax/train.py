@@ -162,6 +162,8 @@ def main() -> int:
     arguments = parse_train_arguments(command_line())
     config = arguments.settings
     tune_process(config.runtime.compile_cache)
+    if config.runtime.cpu_devices:
+        jax.config.update("jax_num_cpu_devices", config.runtime.cpu_devices)
     join_hosts()
     mesh = open_mesh(config)
     with primary_first(lambda: WorkDir.create_or_open(arguments.workdir, config)) as workdir:

@@ -255,7 +255,7 @@ def _training(config: Config) -> Checks:
     yield from _optimizer("dynamics_optimizer", config.dynamics_optimizer)
     runtime = config.runtime
     yield from _at_least(runtime, "runtime", 1, "log_every", "save_every", "keep_checkpoints")
-    yield from _at_least(runtime, "runtime", 0, "data_workers", "unrolled_layers")
+    yield from _at_least(runtime, "runtime", 0, "data_workers", "unrolled_layers", "cpu_devices")
     yield from _at_least(runtime, "runtime", 1, "accumulate")
     yield (
         training.batch_size % runtime.accumulate > 0,

@@ -103,10 +103,10 @@ def test_meshes_that_do_not_fit_the_devices_are_refused(changes, devices, compla
 
 def test_the_command_refuses_a_mesh_in_one_sentence_and_leaves_no_work_directory(tmp_path):
     command = [sys.executable, "-m", "melodjinn_jax.train", "--config", "experiments/toy_drums.py"]
-    command += ["--workdir", str(tmp_path / "run"), "--runtime.mesh.data", "2"]
+    command += ["--workdir", str(tmp_path / "run"), "--runtime.cpu-devices", "3", "--runtime.mesh.data", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: runtime.mesh is data 2, which cannot share out 1 device(s)")
+    assert done.stderr.startswith("error: runtime.mesh is data 2, which cannot share out 3 device(s)")
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
