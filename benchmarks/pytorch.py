@@ -6,7 +6,7 @@
 Both train in one process, in turns, on the same codes and actions; what counts is the median over turns of the ratio
 of their tokens a second, for whatever else the machine does then slows both. On one thread seconds are those of the
 processor, so that a busy machine does not matter. With `--devices` the processor is a mesh of as many devices for our
-side, as `JAX_NUM_CPU_DEVICES` makes it for the train command. Needs torch. The PyTorch model takes over the parameters,
+side, as `runtime.cpu_devices` makes it for the train command. Needs torch. The PyTorch model takes over the parameters,
 so both have the same loss at first. It leaves out what only our step does to a batch (action dropout, splice and masked
 context), which is in its favour.
 """

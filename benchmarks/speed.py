@@ -1,7 +1,7 @@
 """Wall time of the train command, from its start to the finished report, with a cold and a warm compile cache.
 
     python benchmarks/speed.py --repeats 3
-    python benchmarks/speed.py --repeats 3 -- --runtime.cpu-devices 1
+    python benchmarks/speed.py --repeats 3 -- --runtime.cpu-devices 2
 
 Each repeat prepares data and codec anew. Needs a quiet machine; prints the load beside every time.
 """

@@ -7,9 +7,8 @@ that fall anywhere in time. About a minute on two CPU cores, data, codec, evalua
 three keys, generation onset F1 and control near 1.0; 10 of 10 seeds succeed (docs/toy_world.md).
 """
 
-from melodjinn_jax.config import Config, RuntimeConfig
+from melodjinn_jax.config import Config
 
 
 def get_config() -> Config:
-    # XLA makes little use of a second core with a model so small, unless it counts as a device of its own.
-    return Config(name="toy_drums", runtime=RuntimeConfig(cpu_devices=2))
+    return Config(name="toy_drums")

@@ -302,8 +302,8 @@ class RuntimeConfig:
     """End the training with the evaluation and the report."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     cpu_devices: int = 0
-    """Devices for which a CPU counts, which share out the batch: a small model trains faster on two of them than on one
-    that has two cores. 0: one, or as many as JAX_NUM_CPU_DEVICES says. Results differ by rounding."""
+    """Devices as which a CPU counts, which share out the batch: on two cores a small model trains faster on two of them
+    than on one. Results differ by rounding. Goes before JAX_NUM_CPU_DEVICES, which 0 leaves as it is."""
     profile_steps: tuple[int, ...] = ()
     """First and last step of which to write a profile into WORKDIR/profile; empty: none."""
 

@@ -31,6 +31,12 @@ def command(*options: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.fixture(autouse=True)
+def _optimised(monkeypatch):
+    """What is said of a program is of the one that users would run."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+
+
 @needs_libtpu
 @pytest.mark.parametrize(
     ("topology", "mesh", "kinds"),
