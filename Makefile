@@ -15,6 +15,7 @@ demo: $(VENV)/.installed  ## play the toy drum world in the browser; trains it f
 	test -f $(WORKDIR)/report.html || $(MAKE) toy
 	$(BIN)/python -m melodjinn_jax.play --workdir $(WORKDIR)
 
+# One worker takes all tests of a file, or each would build what they share: a trained toy, say.
 test: lint  ## lint, types and all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

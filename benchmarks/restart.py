@@ -60,7 +60,8 @@ def run_steps(arguments: argparse.Namespace, steps: int) -> list[dict]:
     """Start or resume the run, stop it after `steps` steps were logged; returns the lines of all it made."""
     workdir = arguments.output / "run"
     before = len(lines(workdir))
-    process = subprocess.Popen(command(arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    train = command(arguments)
+    process = subprocess.Popen(train, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         while process.poll() is None and len(lines(workdir)) < before + steps:
             time.sleep(0.1)
@@ -68,7 +69,7 @@ def run_steps(arguments: argparse.Namespace, steps: int) -> list[dict]:
         process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     if process.returncode != 128 + signal.SIGTERM:
-        raise SystemExit(f"{' '.join(command(arguments))}: {said.strip()}")
+        raise SystemExit(f"{' '.join(train)}: {said.strip()}")
     return lines(workdir)[before:]
 
 
