@@ -26,8 +26,7 @@ from dataclasses import dataclass
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
 
 import jax
-import torch
-from pytorch import Dynamics, OurStep, random_batch, tensors, their_steps
+from pytorch import Dynamics, OurStep, random_batch, tensors, their_steps, torch
 
 from melodjinn_jax.config import Config
 from melodjinn_jax.experiment import load_experiment

@@ -97,7 +97,7 @@ def gain_over_deaf(workdir: Path, deaf: Path, dataset: str) -> Any:
 
 def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The measures of one variant and seed."""
-    settings = VARIANTS[name]
+    settings = VARIANTS[name] | {"evaluation.clips": str(arguments.clips)}
     stride = settings["latent_actions.action-stride"]
     workdir = arguments.output / name.replace("/", "_") / str(seed)
     # The model without actions sees the same blocks, whatever is discovered in them.
@@ -126,6 +126,7 @@ def main() -> int:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=48, help="held-out clips, four or more of each track")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "benchmark" / "music")
     arguments = parser.parse_args()
     columns = ["variant", "shares of the keys", "gain over deaf", *MEASURES]

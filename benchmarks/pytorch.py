@@ -24,7 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    raise SystemExit("this benchmark compares with PyTorch, which is not installed: pip install torch") from error
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -27,7 +27,6 @@ from melodjinn_jax.training.phases import PhaseRecord
 from melodjinn_jax.training.profile import StepProfile
 from melodjinn_jax.training.run import (
     Machine,
-    checkpoint_metadata,
     hearing,
     initial_parameters,
     make_machine,
@@ -35,8 +34,9 @@ from melodjinn_jax.training.run import (
     prepare_data,
     tune_process,
 )
+from melodjinn_jax.training.saving import Saves
 from melodjinn_jax.training.speed import SpeedMeter
-from melodjinn_jax.training.state import Phase, State, abstract_state
+from melodjinn_jax.training.state import State, abstract_state
 from melodjinn_jax.training.step import make_train_step
 from melodjinn_jax.training.step_log import StepLog
 from melodjinn_jax.training.stop import StopSignal
@@ -53,7 +53,7 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
     hear = None if data.labels else hearing(config, codec)
     batches = open_batches(config, data, share, hear)
     measures_held_out = bool(config.data.datasets) and config.runtime.evaluate
-    held_out = HeldOutLosses(models, data, codec) if measures_held_out else None
+    held_out = HeldOutLosses(models, data, codec).measure if measures_held_out else None
     train_steps = {}
     with CheckpointStore(workdir.checkpoints, config.runtime.keep_checkpoints) as store, StopSignal() as stop:
         labels = data.action_space if data.labels else None
@@ -64,20 +64,9 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
         ):
             log = StepLog(config, metrics, progress, SpeedMeter(models, wall_time), step)
             profile = StepProfile(workdir.profile, config.runtime.profile_steps)
-            saved_step = step if is_resumed else -1
+            saved_step = step if is_resumed else None
+            saves = Saves(store, machine, codec, batches, log, wall_time, held_out, saved_step)
             wall_time.starts()
-
-            def save() -> None:
-                nonlocal saved_step
-                # Lines first, so that a resumed run never lacks one; and nothing that is not finite is ever saved.
-                log.flush(state)
-                if held_out and record.phase is Phase.FROZEN:
-                    with wall_time.losing("evaluation"):
-                        log.held_out(step, held_out.measure(state))
-                with wall_time.losing("checkpoint"):
-                    store.save(step, state, batches, checkpoint_metadata(machine, state, record, codec))
-                saved_step = step
-
             while step < config.training.steps and not stop.requested():
                 size = steps_together(config, step)
                 is_new = (record.phase, size) not in train_steps
@@ -105,10 +94,9 @@ def train(config: Config, workdir: WorkDir, data: Mixture, codec: Codec, init_fr
                         state, record = machine.advance(state, record, step)
                     log.phases(step, before, record)
                 if record.phase is not before.phase or step % config.runtime.save_every == 0:
-                    save()
+                    saves.save(step, state, record)
             profile.close(state)
-            if saved_step != step:
-                save()
+            saves.save(step, state, record)
         batches.close()
     if stop.exit_status and is_primary():
         print(f"stopped at step {step}; the same command resumes", file=sys.stderr)

@@ -36,12 +36,12 @@ MESH = AbstractMesh((2, 2, 2, 2), AXES)
 SHAPES = ("1,8,1,1", "1,1,8,1", "1,1,1,8", "1,2,2,2", "2,2,2,1")
 
 
-def with_mesh(batch_size: int = 64, dim: int = 64, num_layers: int = 3, **lengths: int) -> Config:
+def with_mesh(batch_size: int = 64, dim: int = 64, num_layers: int = 3, accumulate: int = 1, **lengths: int) -> Config:
     return Config(
         dynamics=DynamicsConfig(dim=dim, num_heads=8, num_layers=num_layers),
         latent_actions=LatentActionConfig(dim=64, num_heads=8),
         training=TrainingConfig(batch_size=batch_size),
-        runtime=RuntimeConfig(mesh=MeshConfig(**lengths)),
+        runtime=RuntimeConfig(mesh=MeshConfig(**lengths), accumulate=accumulate),
     )
 
 
@@ -94,6 +94,7 @@ def test_meshes_that_no_device_could_mend_are_refused_before_any_is_touched(chan
         ({"data": 3, "batch_size": 48}, 8, r"runtime\.mesh is data 3, which cannot share out 8 device"),
         ({"data": 2, "fsdp": 2}, 8, r"runtime\.mesh is data 2 x fsdp 2, which cannot share out 8 device"),
         ({"batch_size": 12}, 8, r"training\.batch_size is 12: it must be a multiple of 8"),
+        ({"batch_size": 16, "accumulate": 4}, 8, r"runtime\.accumulate is 4: times 8, .* training\.batch_size, 16"),
     ],
 )
 def test_meshes_that_do_not_fit_the_devices_are_refused(changes, devices, complaint):

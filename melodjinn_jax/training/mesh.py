@@ -71,7 +71,7 @@ def choose_shape(config: Config, devices: int, slices: int = 1) -> MeshShape:
     below 4 GiB, for every further one makes the network carry more; all other devices only divide the batch.
 
     Raises:
-        UserError: the axes do not multiply to the devices, or do not divide the batch.
+        UserError: the axes do not multiply to the devices, or do not divide the batch or the parts that it is cut into.
     """
     wanted = config.runtime.mesh
     slices = wanted.slice or slices
@@ -91,6 +91,12 @@ def choose_shape(config: Config, devices: int, slices: int = 1) -> MeshShape:
         raise UserError(
             f"training.batch_size is {config.training.batch_size}: it must be a multiple of {shape.batch_shards}, the "
             f"product of the mesh's axes slice {shape.slice}, data {shape.data} and fsdp {shape.fsdp}"
+        )
+    if config.training.batch_size % (shape.batch_shards * config.runtime.accumulate):
+        raise UserError(
+            f"runtime.accumulate is {config.runtime.accumulate}: times {shape.batch_shards}, the product of the mesh's "
+            f"axes slice {shape.slice}, data {shape.data} and fsdp {shape.fsdp}, it must divide training.batch_size, "
+            f"{config.training.batch_size}"
         )
     return shape
 

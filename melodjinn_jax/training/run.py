@@ -1,12 +1,10 @@
 """A run as it lies in its work directory: what starts, continues, evaluates and plays it share this."""
 
 import ctypes
-import platform
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +28,6 @@ from melodjinn_jax.training.phases import PhaseMachine, PhaseRecord
 from melodjinn_jax.training.state import CodecShape, Models, Phase, State, abstract_state
 from melodjinn_jax.training.workdir import WorkDir, load_config
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "melodjinn-jax")
 LAM_PARTS = ("lam", "feature_scale")
 CODEBOOK_PARTS = ("codebook", "key_of_code")
 PROBE_SEED = 1 << 31  # beyond the seeds that a run may have, so that the probe set is no batch of its
@@ -143,19 +140,6 @@ def check_codec(dataset: Dataset, codec: Codec) -> None:
 def make_models(config: Config, codec: Codec) -> Models:
     shape = CodecShape(codec.sample_rate, codec.hop_length, codec.num_codebooks, codec.codebook_size)
     return Models(config, shape)
-
-
-def checkpoint_metadata(machine: Machine, state: State, record: PhaseRecord, codec: Codec) -> dict[str, Any]:
-    """What a checkpoint says beside its arrays; read before any array is loaded."""
-    metadata: dict[str, Any] = {
-        "phase": record.to_json(),
-        "parts": sorted(state),
-        "codec_digest": codec.digest,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-    }
-    if record.phase is not Phase.DISCOVER:
-        metadata["action_space"] = machine.action_space(state).to_json()
-    return metadata
 
 
 @dataclass(frozen=True)
