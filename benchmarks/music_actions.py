@@ -8,7 +8,7 @@
 Every variant (`VARIANTS`) is a run of experiments/electronic_small.py with another LAM or training. For each action
 stride one more run is trained without actions, as a *deaf* model of the same size: the gain over it is what actions
 really tell, for a model that was trained with actions may be lost without them. Finished runs are kept in --output and
-not trained again.
+not trained again. Tables of 6 hours of music have `--clips 108`, four of each track.
 The table has the measures of docs/meaning.md on the held-out tracks: medians over seeds, and the widest intervals.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from melodjinn_jax.data.mixture import open_mixture
+from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.bootstrap import estimate, mean_of
 from melodjinn_jax.evaluation.instrument import instrument_of
 from melodjinn_jax.evaluation.music import load_held_out_music
@@ -85,10 +86,10 @@ def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> N
 
 def gain_over_deaf(workdir: Path, deaf: Path, dataset: str) -> Any:
     """Nats per token on the same held-out clips, with the interval over tracks."""
-    losses = []
+    losses, evaluation = [], load_run(workdir).config.evaluation
     for path, is_deaf in ((workdir, False), (deaf, True)):
         run = load_run(path)
-        clips = load_held_out_music(run, open_mixture([dataset]), run.config.evaluation)
+        clips = load_held_out_music(run, open_mixture([dataset]), evaluation)
         instrument = instrument_of(run)
         keys = np.full_like(clips.keys, instrument.null_action) if is_deaf else clips.keys
         losses.append(instrument.losses(clips.codes, keys)[:, 1:].mean(axis=1))
@@ -103,8 +104,9 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     # The model without actions sees the same blocks, whatever is discovered in them.
     deaf = arguments.output / f"deaf_{stride}" / str(seed)
     train(workdir, arguments.dataset, seed, settings)
-    same_clips = {name: value for name, value in settings.items() if name.startswith("evaluation.")}
-    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF | same_clips)
+    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF)
+    if (found := load_run(workdir).config.evaluation.clips) != arguments.clips:
+        raise UserError(f"--clips {arguments.clips}: {workdir} was measured on {found}; give another --output")
     found = json.loads((workdir / "eval.json").read_text())["meaning"]
     found["gain over deaf"] = gain_over_deaf(workdir, deaf, arguments.dataset)
     return found
@@ -121,6 +123,7 @@ def cell(values: list[Any]) -> str:
     return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
 
 
+@reports_user_errors
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dataset", required=True)

@@ -98,6 +98,17 @@ def show_run(run: Run, clips: Clips, minutes: float) -> None:
     print(f"| {run.workdir.path.name} | " + " | ".join(cells) + " |", flush=True)
 
 
+def require_comparable(run: Run, first: Run) -> None:
+    """Raise `UserError` unless a run can listen to the clips of the first."""
+    wanted = [("the frames of an action", run.action_space.stride, first.action_space.stride)]
+    wanted.append(("the codec's hop length", run.codec.hop_length, first.codec.hop_length))
+    if run.config.latent_actions.hears == "codec":
+        wanted.append(("the codec that it hears through", run.codec.digest, first.codec.digest))
+    for what, here, there in wanted:
+        if here != there:
+            raise UserError(f"{run.workdir.path}: {what}, {here}, must be as in {first.workdir.path}, {there}")
+
+
 @reports_user_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -113,6 +124,7 @@ def main() -> None:
         require_frozen_lam(run)
         if not run.action_space.num_keys:
             raise UserError(f"{run.workdir.path} found no key beside NOOP: leave it out")
+        require_comparable(run, runs[0])
         own = held_out_clips(run, run.open_data(), run.config.evaluation)
         shared = shared or own
         instrument = instrument_of(run, run.config.evaluation.strength)

@@ -64,10 +64,12 @@ for ((attempt = 0; attempt <= restarts; attempt++)); do
     }
   done
   [ "$status" -ne 0 ] || exit 0
+  # 2 is input that is refused, which no further start would mend.
+  [ "$status" -ne 2 ] || restarts=$attempt
   echo "$name: a process failed; stopping all (start $((attempt + 1)) of $((restarts + 1)))" >&2
   signal_all TERM
   sleep "$grace_seconds"
   signal_all KILL
   wait || true
 done
-exit 1
+exit "$status"

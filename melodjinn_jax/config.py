@@ -149,6 +149,8 @@ class DynamicsConfig:
     """Share of clips that are cut into pieces, each taken from another clip."""
     splice_frames: float = 12.0
     """Mean length of the pieces."""
+    action_block: int = 0
+    """Block of the transformer before which actions are added; those before it see the music alone."""
     action_dropout: float = 0.1
     """Share of clips trained with the null action."""
     actions_from: float = 0.0

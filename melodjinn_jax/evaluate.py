@@ -47,7 +47,7 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
     run = load_run(path)
     # Whatever plays for the report does so as what is measured.
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, evaluation=config))
-    print(f"evaluating step {run.step} on {config.clips} clips of the {config.split} split", file=sys.stderr)
+    print(f"evaluating step {run.step} on at most {config.clips} clips of the {config.split} split", file=sys.stderr)
     data = run.open_data()
     example: dict[str, Any] | None = None
     if config.generate:
@@ -80,6 +80,11 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
 
 def _measure_drums(run: Run, data: Mixture, config: EvaluationConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     (dataset,) = data.datasets
+    if run.action_space.stride != 1:
+        raise UserError(
+            f"{run.workdir.path}: its actions last {run.action_space.stride} frames, and the evaluation of drums knows "
+            "only 1; --evaluation.generate false measures the losses"
+        )
     drums = load_one_shots(dataset)
     detector = OnsetDetector(drums.waveforms, run.codec.sample_rate, run.codec.hop_length)
     evaluator = Evaluator(run.models, run.state, run.codec, detector, config)

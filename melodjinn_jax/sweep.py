@@ -11,7 +11,7 @@ from pathlib import Path
 
 from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.experiment import call_in_file, command_line, parse_arguments
-from melodjinn_jax.sweeping.launchers import LauncherName, check_launcher, command_of
+from melodjinn_jax.sweeping.launchers import LauncherName, check_launcher, check_names, command_of
 from melodjinn_jax.sweeping.plan import Job, Sweep, check_sweep, plan_jobs, prepare_runs
 from melodjinn_jax.sweeping.report import summary, write_sweep_report
 from melodjinn_jax.sweeping.results import find_laws, read_outcomes
@@ -38,9 +38,15 @@ class SweepArguments:
     """Only print every command."""
 
 
-def dry_run(jobs: list[Job], sweep: Sweep, arguments: SweepArguments) -> None:
+def split_options(options: str) -> list[str]:
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise UserError(f"--launcher-options {options}: a quote is opened and never closed") from error
+
+
+def dry_run(jobs: list[Job], sweep: Sweep, arguments: SweepArguments, options: list[str]) -> None:
     """Print the commands of all jobs, and what a launcher's script would do with them."""
-    options = shlex.split(arguments.launcher_options)
     for job in jobs:
         print(f"# {job.name}" + (f", after {' and '.join(job.needs)}" if job.needs else ""), flush=True)
         if arguments.launcher == "local":
@@ -54,10 +60,9 @@ def dry_run(jobs: list[Job], sweep: Sweep, arguments: SweepArguments) -> None:
             print(done.stdout, end="")
 
 
-def run_sweep(sweep: Sweep, jobs: list[Job], arguments: SweepArguments) -> int:
+def run_sweep(sweep: Sweep, jobs: list[Job], arguments: SweepArguments, options: list[str]) -> int:
     """Do the jobs, then fit and report what there is; returns the exit status of the process."""
     workdir = Path(arguments.workdir).expanduser()
-    options = shlex.split(arguments.launcher_options)
     known = read_states(workdir / "sweep.json")
     states = {job.name: known.get(job.name, JobState()) for job in jobs}
 
@@ -103,12 +108,14 @@ def main() -> int:
     sweep = call_in_file("--sweep", arguments.sweep, "get_sweep", Sweep, str(workdir))
     check_sweep(sweep)
     jobs = plan_jobs(sweep, workdir)
+    options = split_options(arguments.launcher_options)
+    check_names(arguments.launcher, sweep.name, jobs)
     if arguments.dry_run:
-        dry_run(jobs, sweep, arguments)
+        dry_run(jobs, sweep, arguments, options)
         return 0
     check_launcher(arguments.launcher)
     prepare_runs(sweep, workdir)
-    return run_sweep(sweep, jobs, arguments)
+    return run_sweep(sweep, jobs, arguments, options)
 
 
 if __name__ == "__main__":

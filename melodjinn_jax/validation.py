@@ -97,9 +97,8 @@ def _codec(codec: CodecConfig, where: str) -> Checks:
 
 def _latent_actions(config: Config) -> Checks:
     actions = config.latent_actions
-    yield from _at_least(
-        actions, "latent_actions", 1, "action_stride", "num_heads", "encoder_layers", "decoder_layers", "latent_dim"
-    )
+    positive = ("action_stride", "num_heads", "encoder_layers", "decoder_layers", "latent_dim", "horizon")
+    yield from _at_least(actions, "latent_actions", 1, *positive)
     yield from _at_least(actions, "latent_actions", 2, "window", "max_codes")
     yield from _heads("latent_actions", actions.dim, actions.num_heads)
     yield (
@@ -166,6 +165,11 @@ def _dynamics(config: Config) -> Checks:
     dynamics = config.dynamics
     yield from _at_least(dynamics, "dynamics", 1, "num_heads", "num_layers", "window")
     yield from _heads("dynamics", dynamics.dim, dynamics.num_heads)
+    yield (
+        not 0 <= dynamics.action_block < dynamics.num_layers,
+        f"dynamics.action_block is {dynamics.action_block}: it must lie in [0, dynamics.num_layers), "
+        f"{dynamics.num_layers}",
+    )
     if dynamics.layout == "depth":
         yield from _at_least(dynamics, "dynamics", 1, "depth_dim", "depth_layers")
         head_dim = dynamics.dim // dynamics.num_heads
@@ -350,11 +354,14 @@ def _evaluation(config: Config) -> Checks:
     last_lam_step = phases.freeze_deadline if phases.freeze != "never" else config.training.steps
     starts = phases.discover_steps if phases.dynamics_start == "quantise" else last_lam_step
     is_late = config.latent_actions.gradient != "dynamics" and not config.data.actions
-    never_plays = is_late and config.training.steps <= starts
+    # Losses can be had of a dynamics model that is made at the last step; one that never trains cannot play.
+    never_starts = phases.freeze == "never" and phases.dynamics_start == "frozen"
+    is_made = config.training.steps >= starts and not never_starts
+    can_play = config.training.steps > starts
     yield (
-        config.runtime.evaluate and evaluation.generate and never_plays,
+        config.runtime.evaluate and is_late and not (can_play if evaluation.generate else is_made),
         f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never play; "
-        "train longer, or set evaluation.generate or runtime.evaluate false",
+        f"train longer, or set {'evaluation.generate or ' if is_made else ''}runtime.evaluate false",
     )
     yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
     yield from _at_least(evaluation, "evaluation", 0, "temperature", "strength")
@@ -364,6 +371,10 @@ def _evaluation(config: Config) -> Checks:
 
 def _evaluation_of_music(config: Config) -> Checks:
     evaluation, stride = config.evaluation, config.latent_actions.action_stride
+    yield (
+        not config.data.datasets and evaluation.frames > config.data.clip_frames,
+        f"evaluation.frames is {evaluation.frames}: it must be at most data.clip_frames, {config.data.clip_frames}",
+    )
     for name in ("frames", "prompt_frames"):
         value = getattr(evaluation, name)
         yield (

@@ -91,6 +91,11 @@ def test_no_such_experiment():
         ("--lam-optimizer.learning-rate nan", "lam_optimizer.learning_rate is nan"),
         ("--data.min-velocity 0", "data.min_velocity is 0"),
         ("--latent-actions.action-stride 5", "training.crop_frames is 48"),
+        ("--latent-actions.horizon 0", "latent_actions.horizon is 0"),
+        ("--dynamics.action-block 3", "dynamics.action_block is 3: it must lie in [0, dynamics.num_layers), 3"),
+        ("--training.steps 300", "training.steps is 300: the dynamics model would start at step 300 and never play"),
+        ("--training.steps 200 --evaluation.generate false", "train longer, or set runtime.evaluate false"),
+        ("--evaluation.generate false --evaluation.frames 200", "evaluation.frames is 200"),
     ],
 )
 def test_an_override_that_cannot_work_is_named(experiment, override, complaint):

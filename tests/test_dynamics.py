@@ -19,12 +19,13 @@ from melodjinn_jax.training.step import dynamics_loss, precedes_event, splice
 
 FRAMES = 24
 LAYOUTS = pytest.mark.parametrize("layout", ["flat", "depth"])
+ACTION_BLOCKS = pytest.mark.parametrize("action_block", [0, 1])
 
 
-def make(layout: str = "flat", stride: int = 1, window: int = 6, practice_rate: float = 0.0) -> Models:
+def make(layout: str = "flat", stride: int = 1, window: int = 6, **more: float) -> Models:
     actions = LatentActionConfig(dim=16, num_heads=2, latent_dim=4, window=6, max_codes=8, action_stride=stride)
     dynamics = DynamicsConfig(layout, dim=16, num_heads=2, num_layers=2, window=window, depth_dim=24, depth_layers=1)
-    dynamics = dataclasses.replace(dynamics, practice_rate=practice_rate)
+    dynamics = dataclasses.replace(dynamics, **more)
     return Models(tiny_config(latent_actions=actions, dynamics=dynamics), CODEC)
 
 
@@ -39,10 +40,11 @@ def inputs(rng):
 
 
 @LAYOUTS
+@ACTION_BLOCKS
 @pytest.mark.parametrize("stride", [1, 2, 4])
-def test_an_action_changes_its_own_block_and_nothing_before_it(inputs, layout, stride):
+def test_an_action_changes_its_own_block_and_nothing_before_it(inputs, layout, stride, action_block):
     codes, rng = inputs
-    models = make(layout, stride, window=FRAMES)
+    models = make(layout, stride, window=FRAMES, action_block=action_block)
     params = models.init_dynamics(jax.random.key(0))
     actions = rng.integers(0, 8, (2, FRAMES // stride - 1))
     before = logits_of(models, params, codes, actions)
@@ -103,10 +105,23 @@ def test_the_window_bounds_what_is_seen(inputs, layout):
 
 
 @LAYOUTS
+@ACTION_BLOCKS
+def test_what_comes_before_the_block_of_the_actions_is_blind_to_them(inputs, layout, action_block):
+    codes, _ = inputs
+    models = make(layout, action_block=action_block)
+    model = models.dynamics(models.init_dynamics(jax.random.key(0)))
+    here, there = (model.embed_action(jnp.full((2, FRAMES), action)) for action in (1, 2))
+    caches = [model.state_after(model.layers(), jnp.asarray(codes), actions).cache for actions in (here, there)]
+    same = [np.array_equal(*both) for both in zip(caches[0].keys, caches[1].keys, strict=True)]
+    assert same == [False, False] if action_block == 0 else same == [True, False]
+
+
+@LAYOUTS
+@ACTION_BLOCKS
 @pytest.mark.parametrize("stride", [1, 4])
-def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs, layout, stride):
+def test_cached_generation_equals_the_uncached_model_over_several_windows(inputs, layout, stride, action_block):
     codes, rng = inputs
-    models = make(layout, stride, window=5)
+    models = make(layout, stride, window=5, action_block=action_block)
     params = models.init_dynamics(jax.random.key(3))
     actions = rng.integers(0, 8, (2, FRAMES // stride - 1))
     played = generate(models, params, codes, 2, actions)
@@ -131,10 +146,11 @@ def test_a_row_is_the_same_however_rows_and_frames_are_cut(monkeypatch, rng, lay
 
 
 @LAYOUTS
+@ACTION_BLOCKS
 @pytest.mark.parametrize("frames", [1, 3, 5, 12])
-def test_frames_taken_in_one_pass_leave_the_state_that_playing_them_leaves(inputs, layout, frames):
+def test_frames_taken_in_one_pass_leave_the_state_that_playing_them_leaves(inputs, layout, frames, action_block):
     codes, rng = inputs
-    models = make(layout, window=5)
+    models = make(layout, window=5, action_block=action_block)
     model = models.dynamics(models.init_dynamics(jax.random.key(0)))
     codes = jnp.asarray(codes[:, :frames], jnp.int32)
     actions = model.embed_action(jnp.asarray(rng.integers(0, 8, (2, frames))))

@@ -226,6 +226,13 @@ def test_hosts_give_up_after_the_restarts_allowed(bin):
     assert "it names no host" in launch("hosts.sh").stderr
 
 
+def test_hosts_do_not_repeat_what_was_refused_as_wrong_input(bin):
+    fake(bin, "ssh", 'exec bash -c "${@: -1}"')
+    done = launch("hosts.sh", "--restarts", "9", command=["bash", "-c", "exit 2"])
+    assert done.returncode == 2
+    assert done.stderr.count("a process failed") == 1
+
+
 def test_hosts_asked_to_stop_ask_the_command_to(bin):
     fake(bin, "ssh", 'exec bash -c "${@: -1}"')
     save = "trap 'touch saved-$JAX_PROCESS_ID; exit 143' TERM; touch begun-$JAX_PROCESS_ID; while :; do sleep .05; done"

@@ -18,7 +18,7 @@ from melodjinn_jax import sweep as command
 from melodjinn_jax.config import Config, DataConfig, PhasesConfig
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.experiment import call_in_file, load_experiment
-from melodjinn_jax.sweeping.launchers import LAUNCHERS, SCRIPTS, check_launcher, command_of
+from melodjinn_jax.sweeping.launchers import LAUNCHERS, SCRIPTS, check_launcher, check_names, command_of
 from melodjinn_jax.sweeping.plan import Job, Sweep, SweepRun, check_sweep, grid, override, plan_jobs, prepare_runs
 from melodjinn_jax.sweeping.report import summary, write_sweep_report
 from melodjinn_jax.sweeping.results import read_outcomes
@@ -142,7 +142,20 @@ def test_a_dry_run_prints_all_commands_and_touches_nothing(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", [*sweep, "--launcher", "xpk", "--launcher-options=--tpu-typo x"])
     assert command.main() == 2
     assert "--launcher-options --tpu-typo x: --tpu-typo is not an option" in capfd.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*sweep, "--launcher-options=--partition 'gpu"])
+    assert command.main() == 2
+    assert "--launcher-options --partition 'gpu: a quote is opened and never closed" in capfd.readouterr().err
     assert not (tmp_path / "w").exists()
+
+
+def test_names_that_no_cluster_takes_are_refused_for_a_cluster_only():
+    jobs = [Job("200m-warmup-cosine-long", "melodjinn_jax.train", ())]
+    check_names("local", "techno-scaling-autumn", jobs)
+    check_names("slurm", "techno", jobs)
+    with pytest.raises(UserError, match="techno-scaling-autumn-200m-warmup-cosine-long has 45 characters"):
+        check_names("slurm", "techno-scaling-autumn", jobs)
+    with pytest.raises(UserError, match="begins with 2"):
+        check_names("xpk", "200m", jobs)
 
 
 def test_a_remote_job_is_named_after_its_sweep():

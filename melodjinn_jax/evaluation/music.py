@@ -75,15 +75,19 @@ def draw_held_out(
 def _draw_evenly(draw: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
     """`count` clips of those that come, the rarest track's first: else most would be of the longest track.
 
-    An interval over tracks says the less, the fewer tracks have most of the clips.
+    An interval over tracks says the less, the fewer tracks have most of the clips. A clip that was drawn before comes
+    last of all: it is no other context.
     """
     drawn = [next(draw) for _ in range(DRAWS)]
     pool = {name: np.concatenate([batch[name] for batch in drawn]) for name in drawn[0]}
     seen: Counter[str] = Counter()
+    known: set[bytes] = set()
     turns = []
-    for name in _track_names(pool["id"]):
-        turns.append(seen[name])
-        seen[name] += 1
+    for name, codes in zip(_track_names(pool["id"]), pool["codes"], strict=True):
+        is_new = codes.tobytes() not in known
+        known.add(codes.tobytes())
+        turns.append(seen[name] if is_new else len(pool["id"]))
+        seen[name] += is_new
     chosen = np.sort(np.argsort(turns, kind="stable")[:count])
     return {name: values[chosen] for name, values in pool.items()}
 

@@ -1,11 +1,11 @@
 """The dynamics model: an autoregressive transformer over codec tokens, steered by actions.
 
 Every token is predicted from all tokens before it, frame by frame and codebook by codebook, and from the actions up to
-the one that governs its own frame. Two layouts do this. *Flat*: the tokens are one sequence of one transformer, whose
-input at a position is the token before it, the index of the codebook to predict, and the action. *Depth*: the
-transformer takes one step per frame, over the sum of the last frame's embeddings and the action, and a small second
-one goes through the codebooks of the frame (Lee et al. 2022, "Autoregressive image generation using residual
-quantization").
+the one that governs its own frame, whose embedding is added before block `action_block` of the transformer. Two layouts
+do this. *Flat*: the tokens are one sequence of one transformer, whose input at a position is the token before it and
+the index of the codebook to predict. *Depth*: the transformer takes one step per frame, over the sum of the last
+frame's embeddings, and a small second one goes through the codebooks of the frame (Lee et al. 2022, "Autoregressive
+image generation using residual quantization").
 
 B clips, F frames, Q codebooks, K entries of each, D width, N blocks of S frames.
 """
@@ -170,24 +170,26 @@ class FlatDynamics(DynamicsModel):
         self.embed_codebook = embedding(self.num_codebooks)
         self.embed_action = embedding(self.null_action + 1)
         window = config.window * self.num_codebooks
-        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, window, compute, rngs)
+        self.transformer = Transformer(
+            config.dim, config.num_heads, config.num_layers, window, compute, rngs, config.action_block
+        )
         self.unembed = nnx.Linear(config.dim, self.codebook_size, dtype=compute.dtype, rngs=rngs)
         self.embed_press = _press_embedding(config, self.null_action + 1, compute.dtype, rngs)
 
-    def _inputs(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
-        """Of the transformer, [B, F * Q, D]."""
+    def _inputs(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of the transformer, and what steers it: [B, F * Q, D] each."""
         B, F, Q = context_BFQ.shape
         begin = jnp.full((B, 1), self.begin_token, context_BFQ.dtype)
         previous = jnp.concatenate([begin, context_BFQ.reshape(B, F * Q)[:, :-1]], axis=1)
         x = self.embed_token(previous).reshape(B, F, Q, -1) + self.embed_codebook.embedding[...]
-        return (x + actions_BFD[:, :, None]).reshape(B, F * Q, -1)
+        return x.reshape(B, F * Q, -1), jnp.repeat(actions_BFD, Q, axis=1)
 
     def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
-        hidden = self.transformer(self._inputs(context_BFQ, actions_BFD))
+        hidden = self.transformer(*self._inputs(context_BFQ, actions_BFD))
         return self.unembed(hidden).reshape(*context_BFQ.shape, -1)
 
     def fill_cache(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> KVCache:
-        return self.transformer.fill_cache(layers, self._inputs(codes_BFQ, actions_BFD))
+        return self.transformer.fill_cache(layers, *self._inputs(codes_BFQ, actions_BFD))
 
     def layers(self) -> tuple[Block, ...]:
         return self.transformer.layers()
@@ -197,9 +199,9 @@ class FlatDynamics(DynamicsModel):
     ) -> tuple[DynamicsState, jax.Array]:
         action, cache, tokens = self._embedded(action_B), state.cache, [state.previous_codes[:, -1]]
         for codebook in range(self.num_codebooks):
-            x = self.embed_token(tokens[-1]) + self.embed_codebook(jnp.asarray(codebook)) + action
+            x = self.embed_token(tokens[-1]) + self.embed_codebook(jnp.asarray(codebook))
             position = state.position * self.num_codebooks + codebook
-            hidden, cache = self.transformer.step(layers, x, cache, position)
+            hidden, cache = self.transformer.step(layers, x, cache, position, action)
             tokens.append(choose(self.unembed(hidden).astype(jnp.float32), codebook))
         codes = jnp.stack(tokens[1:], axis=-1)
         return DynamicsState(cache, codes, state.position + 1), codes
@@ -218,7 +220,9 @@ class DepthDynamics(DynamicsModel):
         self.embed_token = embedding(self.num_codebooks * (self.codebook_size + 2))
         self.embed_codebook = embedding(self.num_codebooks)
         self.embed_action = embedding(self.null_action + 1)
-        self.transformer = Transformer(config.dim, config.num_heads, config.num_layers, config.window, compute, rngs)
+        self.transformer = Transformer(
+            config.dim, config.num_heads, config.num_layers, config.window, compute, rngs, config.action_block
+        )
         dim, heads = config.depth_dim, config.depth_dim * config.num_heads // config.dim
         self.to_depth = nnx.Linear(config.dim, dim, use_bias=False, dtype=compute.dtype, rngs=rngs)
         self.depth = Transformer(dim, heads, config.depth_layers, self.num_codebooks, compute, rngs)
@@ -234,13 +238,13 @@ class DepthDynamics(DynamicsModel):
         return self.embed_token.by_group(jnp.concatenate([begin, codes_BFQ], axis=1))
 
     def fill_cache(self, layers: tuple[Block, ...], codes_BFQ: jax.Array, actions_BFD: jax.Array) -> KVCache:
-        x = self._embed_frames(codes_BFQ)[:, :-1].sum(axis=2) + actions_BFD
-        return self.transformer.fill_cache(layers[: self.transformer.num_layers], x)
+        x = self._embed_frames(codes_BFQ)[:, :-1].sum(axis=2)
+        return self.transformer.fill_cache(layers[: self.transformer.num_layers], x, actions_BFD)
 
     def logits(self, context_BFQ: jax.Array, actions_BFD: jax.Array) -> jax.Array:
         B, F, Q = context_BFQ.shape
         embedded = self._embed_frames(context_BFQ)
-        frames = self.transformer(embedded[:, :-1].sum(axis=2) + actions_BFD)
+        frames = self.transformer(embedded[:, :-1].sum(axis=2), actions_BFD)
         # The first codebook has no token before it in its frame: there stands the begin token.
         first = jnp.broadcast_to(embedded[:, :1, :1], (B, F, 1, embedded.shape[-1]))
         before = jnp.concatenate([first, embedded[:, 1:, :-1]], axis=2)
@@ -256,8 +260,8 @@ class DepthDynamics(DynamicsModel):
     ) -> tuple[DynamicsState, jax.Array]:
         large, small = layers[: self.transformer.num_layers], layers[self.transformer.num_layers :]
         B = len(action_B)
-        x = self.embed_token.by_group(state.previous_codes).sum(axis=1) + self._embedded(action_B)
-        frame, cache = self.transformer.step(large, x, state.cache, state.position)
+        x = self.embed_token.by_group(state.previous_codes).sum(axis=1)
+        frame, cache = self.transformer.step(large, x, state.cache, state.position, self._embedded(action_B))
         before = self._embed(jnp.full(B, self.begin_token), jnp.asarray(0))
         depth_cache, tokens = self.depth.init_cache(B), []
         for codebook in range(self.num_codebooks):

@@ -156,9 +156,22 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks with a final norm; parameters are stacked by layer and scanned over."""
+    """A stack of blocks with a final norm; parameters are stacked by layer and scanned over.
 
-    def __init__(self, dim: int, num_heads: int, num_layers: int, window: int, compute: Compute, rngs: nnx.Rngs):
+    What steers it, if anything does, is added before block `steered_block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_layers: int,
+        window: int,
+        compute: Compute,
+        rngs: nnx.Rngs,
+        steered_block: int = 0,
+    ):
+        self.steered_block = steered_block
         self.num_layers, self.num_heads, self.head_dim, self.window = num_layers, num_heads, dim // num_heads, window
         self.dtype, self.remat, self.unroll = compute.dtype, compute.remat, compute.unrolls(num_layers)
 
@@ -169,8 +182,18 @@ class Transformer(nnx.Module):
         self.blocks = stack(rngs.fork(split=num_layers))
         self.norm = nnx.RMSNorm(dim, dtype=jnp.float32, rngs=rngs)
 
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, steering_BLD: jax.Array | None = None) -> jax.Array:
         """Causal pass over a sequence: [B, L, D] to [B, L, D]."""
+        x_BLD = x_BLD.astype(self.dtype)
+        if steering_BLD is None:
+            return self.norm(self._through(x_BLD, self.blocks))
+        if self.steered_block:
+            x_BLD = self._through(x_BLD, jax.tree.map(lambda x: x[: self.steered_block], self.blocks))
+        steered = jax.tree.map(lambda x: x[self.steered_block :], self.blocks)
+        return self.norm(self._through(x_BLD + steering_BLD.astype(self.dtype), steered))
+
+    def _through(self, x_BLD: jax.Array, blocks: Block) -> jax.Array:
+        """Through blocks that are stacked by layer."""
 
         def body(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
             return block(x), None
@@ -182,22 +205,24 @@ class Transformer(nnx.Module):
                 policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
             )
         step = body if self.remat == "none" else jax.checkpoint(body, policy=saved, prevent_cse=self.unroll)
-        x_BLD, _ = jax.lax.scan(step, x_BLD.astype(self.dtype), self.blocks, unroll=self.unroll)
-        return self.norm(x_BLD)
+        x_BLD, _ = jax.lax.scan(step, x_BLD, blocks, unroll=self.unroll)
+        return x_BLD
 
     def init_cache(self, batch_size: int) -> KVCache:
         shape = (batch_size, self.window, self.num_heads, self.head_dim)
         zeros = tuple(jnp.zeros(shape, self.dtype) for _ in range(self.num_layers))
         return KVCache(zeros, zeros)
 
-    def fill_cache(self, layers: tuple[Block, ...], x_BLD: jax.Array) -> KVCache:
+    def fill_cache(self, layers: tuple[Block, ...], x_BLD: jax.Array, steering_BLD: jax.Array | None = None) -> KVCache:
         """The ring after a sequence of at least one position: what as many calls of `step` leave, in one pass."""
         x_BLD, length = x_BLD.astype(self.dtype), x_BLD.shape[1]
         kept = min(length, self.window)
         places = np.arange(length - kept, length) % self.window
         cache = self.init_cache(len(x_BLD))
         keys, values = [], []
-        for block, empty in zip(layers, cache.keys, strict=True):
+        for i, (block, empty) in enumerate(zip(layers, cache.keys, strict=True)):
+            if steering_BLD is not None and i == self.steered_block:
+                x_BLD = x_BLD + steering_BLD.astype(self.dtype)
             x_BLD, layer_keys, layer_values = block.over(x_BLD)
             keys.append(empty.at[:, places].set(layer_keys[:, -kept:]))
             values.append(empty.at[:, places].set(layer_values[:, -kept:]))
@@ -208,7 +233,12 @@ class Transformer(nnx.Module):
         return tuple(jax.tree.map(lambda x, i=i: x[i], self.blocks) for i in range(self.num_layers))
 
     def step(
-        self, layers: tuple[Block, ...], x_BD: jax.Array, cache: KVCache, position: jax.Array
+        self,
+        layers: tuple[Block, ...],
+        x_BD: jax.Array,
+        cache: KVCache,
+        position: jax.Array,
+        steering_BD: jax.Array | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """One position, given the ring of the ones before it: output [B, D] and the new ring.
 
@@ -216,7 +246,9 @@ class Transformer(nnx.Module):
         """
         x_BD = x_BD.astype(self.dtype)
         keys, values = [], []
-        for block, layer_keys, layer_values in zip(layers, cache.keys, cache.values, strict=True):
+        for i, (block, layer_keys, layer_values) in enumerate(zip(layers, cache.keys, cache.values, strict=True)):
+            if steering_BD is not None and i == self.steered_block:
+                x_BD = x_BD + steering_BD.astype(self.dtype)
             x_BD, layer_keys, layer_values = block.step(x_BD, layer_keys, layer_values, position)
             keys.append(layer_keys)
             values.append(layer_values)

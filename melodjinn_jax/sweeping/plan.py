@@ -22,7 +22,7 @@ from melodjinn_jax.errors import UserError
 from melodjinn_jax.training.workdir import WorkDir
 from melodjinn_jax.validation import check_config
 
-# Jobs of clusters bear these names too, and these are the strictest rules for them (Kubernetes').
+# Of folders; jobs on clusters are called by the sweep's name and the run's together (`launchers.check_names`).
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 LABELLER, LABEL = "labeller", "label"
 

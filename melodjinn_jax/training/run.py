@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from melodjinn_jax.codecs import Codec, load_codec, require_same_codec
-from melodjinn_jax.config import Config, EvaluationConfig, LatentActionConfig
+from melodjinn_jax.config import Config, EvaluationConfig
 from melodjinn_jax.data.audio import to_int16
 from melodjinn_jax.data.dataset import Dataset, open_dataset
 from melodjinn_jax.data.loader import Hear, training_iterator
@@ -234,9 +234,10 @@ def initial_parameters(source: str, models: Models, codec: Codec, labels: Action
     if labels and part == "lam":
         raise UserError(f"--init-from {source}: a run on the labels of data.actions has no LAM; take {path}:dynamics")
     workdir = WorkDir(path)
-    theirs = load_config(path)
+    theirs, ours = load_config(path), models.config
     if part != "dynamics" and not labels:
-        _check_same_meaning(source, theirs.latent_actions, models.config.latent_actions)
+        seen = ("features", "action_stride", "window", "bottleneck", "fsq_levels")
+        _check_same(source, "latent_actions", theirs.latent_actions, ours.latent_actions, seen)
     with CheckpointStore(workdir.checkpoints) as store:
         checkpoint = store.latest()
         if checkpoint is None:
@@ -246,12 +247,16 @@ def initial_parameters(source: str, models: Models, codec: Codec, labels: Action
             part = "dynamics"
         there = checkpoint.metadata["parts"]
         frozen = checkpoint.metadata["phase"]["phase"] == Phase.FROZEN and part != "dynamics"
+        if frozen:
+            read_off = ("hears", "collapse_frames")
+            _check_same(source, "latent_actions", theirs.latent_actions, ours.latent_actions, read_off)
         names = list(LAM_PARTS) if part != "dynamics" else []
         names += CODEBOOK_PARTS if frozen else []
         names += ["dynamics"] if part != "lam" and ("dynamics" in there or part == "dynamics") else []
         arrays = jax.tree.map(jnp.asarray, store.read_arrays(checkpoint.step, *names))
         if "dynamics" in arrays:
             require_same_codec(checkpoint.metadata["codec_digest"], codec, f"--init-from {source}")
+            _check_same(source, "dynamics", theirs.dynamics, ours.dynamics, ("action_block",))
             arrays["dynamics"] = _with_own_presses(models, arrays["dynamics"], keys_stay=frozen)
     _check_fit(source, models, arrays)
     return arrays, frozen
@@ -271,13 +276,13 @@ def _with_own_presses(models: Models, dynamics: dict[str, Any], keys_stay: bool)
     return rest | {"embed_press": jax.tree.map(jnp.zeros_like, dynamics["embed_action"])}
 
 
-def _check_same_meaning(source: str, theirs: LatentActionConfig, ours: LatentActionConfig) -> None:
+def _check_same(source: str, owner: str, theirs: Any, ours: Any, names: tuple[str, ...]) -> None:
     """What shapes do not tell: a LAM that sees other things, or other stretches of them, has other actions."""
-    for name in ("features", "action_stride", "window", "bottleneck", "fsq_levels"):
+    for name in names:
         if getattr(theirs, name) != getattr(ours, name):
             raise UserError(
-                f"--init-from {source}: latent_actions.{name} is {getattr(theirs, name)} there and "
-                f"{getattr(ours, name)} in this run: choose the same"
+                f"--init-from {source}: {owner}.{name} is {getattr(theirs, name)} there and {getattr(ours, name)} in "
+                "this run: choose the same"
             )
 
 

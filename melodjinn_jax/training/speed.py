@@ -54,10 +54,11 @@ class SpeedMeter:
     def measure(self, phase: Phase, steps: int, seconds: float) -> dict[str, Any]:
         """Rates over the `steps` steps since the last call; per second and, where it says so, per chip.
 
-        What interrupted the steps (compiling, looks, saves) is left out of their time, and counted in the goodput.
+        What interrupted the steps (compiling, looks, saves and the evaluation before them) is left out of their time,
+        and counted in the goodput.
         """
         before, lost = self._interrupted, self._wall_time.lost
-        self._interrupted = lost["compile"] + lost["looks"] + lost["checkpoint"]
+        self._interrupted = sum(lost[name] for name in ("compile", "looks", "checkpoint", "evaluation"))
         seconds -= self._interrupted - before
         training, codec = self._models.config.training, self._models.codec
         steps_per_second = steps / max(seconds, 1e-9)

@@ -136,9 +136,11 @@ class _Stack:
         x = g.op("Add", x, self.attention(self.norm(x, layer["attention_norm"]), i, masks))
         return g.op("Add", x, self.mlp(self.norm(x, layer["mlp_norm"]), i))
 
-    def step(self, x: str, masks: _Masks) -> str:
-        """[1, D] to [1, D], normalised at the end."""
+    def step(self, x: str, masks: _Masks, steering: str = "", steered_block: int = 0) -> str:
+        """[1, D] to [1, D], normalised at the end; what steers it, if anything does, is added before one block."""
         for i in range(len(self.layers)):
+            if steering and i == steered_block:
+                x = self.graph.op("Add", x, steering)
             x = self.block(x, i, masks)
         return self.norm(x, self.final_norm)
 
@@ -186,8 +188,9 @@ def _emit_flat(stack: _Stack, params: Any, config: DynamicsConfig, sampler: "_Sa
     steps_before = g.op("Mul", position, g.constant(Q, "int32"))
     for q in range(Q):
         codebook = g.constant(params["embed_codebook"]["embedding"][q])
-        x = g.op("Add", g.op("Add", action, g.op("Gather", table, token)), codebook)
-        token = sampler.choose(stack.step(x, stack.masks(steps_before, q)), q)
+        x = g.op("Add", g.op("Gather", table, token), codebook)
+        hidden = stack.step(x, stack.masks(steps_before, q), action, config.action_block)
+        token = sampler.choose(hidden, q)
 
 
 def _emit_depth(stack: _Stack, params: Any, config: DynamicsConfig, sampler: "_Sampler", previous: str, position: str):
@@ -196,8 +199,8 @@ def _emit_depth(stack: _Stack, params: Any, config: DynamicsConfig, sampler: "_S
     small = _Stack(g, params["depth"], config.depth_dim * config.num_heads // config.dim)
     table, to_depth = g.weight(params["embed_token"]["embedding"]), g.weight(params["to_depth"]["kernel"])
     last = g.op("Gather", table, g.op("Add", previous, g.constant(np.arange(Q) * rows, "int32")))
-    x = g.op("Add", g.op("ReduceSum", last, g.constant([0], "int64"), keepdims=1), _action(g, params))
-    frame = stack.step(x, stack.masks(position, 0))
+    x = g.op("ReduceSum", last, g.constant([0], "int64"), keepdims=1)
+    frame = stack.step(x, stack.masks(position, 0), _action(g, params), config.action_block)
     before = g.op("Gather", table, g.constant(sampler.codebook_size, "int32"))
     for q in range(Q):
         codebook = g.constant(params["embed_codebook"]["embedding"][q])
