@@ -6,9 +6,10 @@
     python benchmarks/music_actions.py --dataset data/games --variants spectra/8 spectra/4 --seeds 3
 
 Every variant (`VARIANTS`) is a run of experiments/electronic_small.py with another LAM or training. For each action
-stride one more run is trained without actions, as a *deaf* model of the same size: the gain over it is what actions
-really tell, for a model that was trained with actions may be lost without them. Finished runs are kept in --output and
-not trained again. Tables of 6 hours of music have `--clips 108`, four of each track.
+stride, and block at which actions enter, one more run is trained without actions, as a *deaf* model of the same size:
+the gain over it is what actions really tell, for a model that was trained with actions may be lost without them.
+Finished runs are kept in --output and not trained again. Tables of six hours of music have `--clips 108`, four of each
+test track.
 The table has the measures of docs/meaning.md on the held-out tracks: medians over seeds, and the widest intervals.
 """
 
@@ -40,17 +41,23 @@ def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str
 
 
 UNPRACTISED = {"dynamics.practice-rate": "0"}
+FROM_THE_INPUT = {"dynamics.action-block": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.33),
     "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
+    # All of the model hears of actions.
+    "input/8": lam("spectra", 8, 0.33) | FROM_THE_INPUT,
     # Learns the music first, and its actions on top.
     "late/8": lam("spectra", 8, 0.33)
+    | FROM_THE_INPUT
     | {"dynamics.actions-from": "0.6", "dynamics.practice-from": "0.6", "dynamics.practice-rate": "0.05"},
-    "earlier/8": lam("spectra", 8, 0.33) | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
+    "earlier/8": lam("spectra", 8, 0.33)
+    | FROM_THE_INPUT
+    | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
     "mel/8": lam("mel", 8, 0.33),
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
-    "spectra/4": lam("spectra", 4, 0.17),
+    "spectra/4": lam("spectra", 4, 0.2),
     "spectra/6": lam("spectra", 6, 0.22) | {"evaluation.prompt-frames": "66"},
     "spectra/16": lam("spectra", 16, 0.5) | {"dynamics.practice-frames": "32"},
 }
@@ -102,11 +109,12 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     stride = settings["latent_actions.action-stride"]
     workdir = arguments.output / name.replace("/", "_") / str(seed)
     # The model without actions sees the same blocks, whatever is discovered in them.
-    deaf = arguments.output / f"deaf_{stride}" / str(seed)
+    same = {name: settings[name] for name in ("dynamics.action-block", "evaluation.prompt-frames") if name in settings}
+    deaf = arguments.output / "_".join(["deaf", stride, *same.values()]) / str(seed)
     train(workdir, arguments.dataset, seed, settings)
-    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF)
-    if (found := load_run(workdir).config.evaluation.clips) != arguments.clips:
-        raise UserError(f"--clips {arguments.clips}: {workdir} was measured on {found}; give another --output")
+    train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF | same)
+    if (clips := load_run(workdir).config.evaluation.clips) != arguments.clips:
+        raise UserError(f"--clips {arguments.clips}: {workdir} was measured on {clips}; give another --output")
     found = json.loads((workdir / "eval.json").read_text())["meaning"]
     found["gain over deaf"] = gain_over_deaf(workdir, deaf, arguments.dataset)
     return found

@@ -46,6 +46,7 @@ def get_config() -> Config:
             dim=96,  # the size of the pilot, 0.4M parameters; 19 minutes of music hold 0.34M tokens
             num_layers=3,
             window=64,  # 0.85 s, two beats at 140 bpm, and less than a crop, so that training sees full windows
+            action_block=2,  # the last: what comes before learns the music as well as a model without actions
             splice_probability=0.0,  # with .5 keys were told apart less well (.46 instead of .55)
             # So little music is soon learnt by heart: without this, and with a tenth of the weight decay, unseen music
             # was foretold worse with its actions than without.
