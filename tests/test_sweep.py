@@ -327,7 +327,7 @@ def test_a_sweep_from_sound_to_report_and_again(tmp_path):
     prepare_runs(sweep, tmp_path)
     arguments = command.SweepArguments("file", str(tmp_path))
     jobs = plan_jobs(sweep, tmp_path)
-    assert command.run_sweep(sweep, jobs, arguments) == 0
+    assert command.run_sweep(sweep, jobs, arguments, []) == 0
     content = json.loads((tmp_path / "sweep.json").read_text())
     assert {name: state["status"] for name, state in content["jobs"].items()} == dict.fromkeys(
         ("labeller", "label-0", "one"), "done"
@@ -341,7 +341,7 @@ def test_a_sweep_from_sound_to_report_and_again(tmp_path):
     assert lam["reconstruction"] > 0
     assert "cross_entropy_true_actions" not in lam  # its dynamics model never trained
     assert "one (kept out)" in (tmp_path / "report.html").read_text()
-    assert command.run_sweep(sweep, jobs, arguments) == 0  # nothing is left to do
+    assert command.run_sweep(sweep, jobs, arguments, []) == 0  # nothing is left to do
     again = json.loads((tmp_path / "sweep.json").read_text())["jobs"]
     assert again == content["jobs"]
     (tmp_path / "runs" / "one" / "eval.json").write_text("{}")
