@@ -29,6 +29,7 @@ from melodjinn_jax.evaluation.bootstrap import estimate, mean_of
 from melodjinn_jax.evaluation.instrument import instrument_of
 from melodjinn_jax.evaluation.music import load_held_out_music
 from melodjinn_jax.training.run import load_run
+from melodjinn_jax.training.workdir import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,8 +79,19 @@ MEASURES = {
 
 
 def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> None:
-    """One run, unless it is there."""
+    """One run, unless it is there.
+
+    Raises:
+      UserError: what is there was trained on another DATASET, or measured on another number of clips.
+    """
     if (workdir / "eval.json").exists():
+        kept = load_config(str(workdir))
+        clips = settings.get("evaluation.clips", str(kept.evaluation.clips))
+        if kept.data.datasets != (dataset,) or str(kept.evaluation.clips) != clips:
+            raise UserError(
+                f"{workdir} is of {', '.join(kept.data.datasets)} and {kept.evaluation.clips} clips: give another "
+                "--output"
+            )
         return
     command = [sys.executable, "-m", "melodjinn_jax.train", "--config", "experiments/electronic_small.py"]
     command += ["--workdir", str(workdir), "--data.datasets", dataset, "--seed", str(seed)]
@@ -113,8 +125,6 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     deaf = arguments.output / "_".join(["deaf", stride, *same.values()]) / str(seed)
     train(workdir, arguments.dataset, seed, settings)
     train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF | same)
-    if (clips := load_run(workdir).config.evaluation.clips) != arguments.clips:
-        raise UserError(f"--clips {arguments.clips}: {workdir} was measured on {clips}; give another --output")
     found = json.loads((workdir / "eval.json").read_text())["meaning"]
     found["gain over deaf"] = gain_over_deaf(workdir, deaf, arguments.dataset)
     return found

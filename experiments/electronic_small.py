@@ -7,7 +7,7 @@ Any other place of the DATASET: `--data.datasets PATH`. Half an hour of music is
 three artists (folders) or more, so that some can be held out. The report plays a held-out clip, what the model makes of
 its actions, and every key pressed.
 
-It finds four keys, each a kind of event, and practises them. docs/research/music_actions.md has what it reaches on four
+It finds four keys, each a kind of event, and practises them. docs/research/music_actions.md has what it reaches on 4.5
 hours of game music, and what was tried on the way.
 """
 

@@ -6,7 +6,8 @@
 #
 # FILE has a host a line, the first of which the others must reach at --port. CHECKOUT is a folder on every host;
 # WORKDIR and the DATASET must lie on a file system that all share. When the process of one host fails, those of all are
-# stopped and started again, and resume. When this script is asked to stop, so are they: they save first.
+# stopped and started again, and resume, unless it exits 2, which is wrong input; the last failure is the script's exit
+# status. When this script is asked to stop, so are they: they save first.
 
 source "$(dirname "$0")/common.sh"
 

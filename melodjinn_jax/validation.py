@@ -360,8 +360,11 @@ def _evaluation(config: Config) -> Checks:
     can_play = config.training.steps > starts
     yield (
         config.runtime.evaluate and is_late and not (can_play if evaluation.generate else is_made),
-        f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never play; "
-        f"train longer, or set {'evaluation.generate or ' if is_made else ''}runtime.evaluate false",
+        "phases.freeze is never: with phases.dynamics_start frozen the dynamics model would never start; change one of "
+        "them, or set runtime.evaluate false"
+        if never_starts
+        else f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never "
+        f"play; train longer, or set {'evaluation.generate or ' if is_made else ''}runtime.evaluate false",
     )
     yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
     yield from _at_least(evaluation, "evaluation", 0, "temperature", "strength")

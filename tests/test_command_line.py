@@ -95,6 +95,7 @@ def test_no_such_experiment():
         ("--dynamics.action-block 3", "dynamics.action_block is 3: it must lie in [0, dynamics.num_layers), 3"),
         ("--training.steps 300", "training.steps is 300: the dynamics model would start at step 300 and never play"),
         ("--training.steps 200 --evaluation.generate false", "train longer, or set runtime.evaluate false"),
+        ("--phases.freeze never", "phases.freeze is never: with phases.dynamics_start frozen"),
         ("--evaluation.generate false --evaluation.frames 200", "evaluation.frames is 200"),
     ],
 )

@@ -56,14 +56,14 @@ def make_run(
         config,
         latent_actions=dataclasses.replace(config.latent_actions, action_stride=stride),
         training=dataclasses.replace(config.training, dtype=dtype),
-        # One of the layouts has practised, and actions that only the last block knows.
+        # One of the layouts has practised, and both have actions that only the last block knows.
         dynamics=dataclasses.replace(
             config.dynamics,
             layout=layout,
             depth_dim=8,
             depth_layers=2,
             practice_rate=0.1 * (layout == "depth"),
-            action_block=1 * (layout == "depth"),
+            action_block=1,
         ),
     )
     workdir = WorkDir(folder)

@@ -187,7 +187,7 @@ def _emit_flat(stack: _Stack, params: Any, config: DynamicsConfig, sampler: "_Sa
     token = g.op("Gather", previous, g.constant(Q - 1, "int64"))
     steps_before = g.op("Mul", position, g.constant(Q, "int32"))
     for q in range(Q):
-        codebook = g.constant(params["embed_codebook"]["embedding"][q])
+        codebook = g.constant(params["embed_codebook"]["embedding"][q : q + 1])
         x = g.op("Add", g.op("Gather", table, token), codebook)
         hidden = stack.step(x, stack.masks(steps_before, q), action, config.action_block)
         token = sampler.choose(hidden, q)
