@@ -1,6 +1,7 @@
 """The flat and the depth layout of the dynamics model on the drum world, at equal parameters and at equal FLOPs.
 
     python benchmarks/layouts.py
+    python benchmarks/layouts.py --base runs/benchmark/random3/1 --output runs/layouts/1   # of benchmarks/seeds.py
 
 All train on the actions of one frozen LAM: that of --base, a finished run of experiments/toy_drums.py, which is trained
 first if it is not there. Cross entropy is in nats per token of held-out clips under true actions and under none;
@@ -107,6 +108,9 @@ def main() -> int:
         train(arguments.base)
     same = ["--init-from", f"{arguments.base}:lam", "--data.path", str(arguments.base / "dataset")]
     same += ["--training.steps", str(arguments.steps)]
+    world = load_config(str(arguments.base))
+    for flag, seed in (("--seed", world.seed), ("--data.seed", world.data.seed), ("--codec.seed", world.codec.seed)):
+        same += [flag, str(seed)]
     print("| model | parameters | MFLOPs | CE, true actions | CE, no actions | control | step |\n|" + "---|" * 7)
     for name, variant in VARIANTS.items():
         workdir = arguments.output / name.replace(", ", "-").replace(" ", "-")
