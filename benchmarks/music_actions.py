@@ -105,7 +105,7 @@ def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> N
 
 def gain_over_deaf(workdir: Path, deaf: Path, dataset: str) -> Any:
     """Nats per token on the same held-out clips, with the interval over tracks."""
-    losses, evaluation = [], load_run(workdir).config.evaluation
+    losses, evaluation = [], load_config(str(workdir)).evaluation
     for path, is_deaf in ((workdir, False), (deaf, True)):
         run = load_run(path)
         clips = load_held_out_music(run, open_mixture([dataset]), evaluation)
