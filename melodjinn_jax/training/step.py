@@ -67,9 +67,15 @@ def bottleneck(
 
 
 def splice(
-    codes: jax.Array, actions: jax.Array, stride: int, probability: float, mean_blocks: float, key: jax.Array
+    codes: jax.Array,
+    actions: jax.Array,
+    weights: jax.Array,
+    stride: int,
+    probability: float,
+    mean_blocks: float,
+    key: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cut some clips into pieces and take every piece from another clip, tokens and actions.
+    """Cut some clips into pieces and take every piece from another clip, tokens, actions and weights.
 
     In a predictable rhythm the past says it all and no action ever contradicts it; nor does the rhythm ever stop. In
     a spliced clip both happen, with no label needed.
@@ -77,13 +83,14 @@ def splice(
     Args:
       codes: int [B, F, Q].
       actions: [B, N - 1, ...], indices or embeddings.
+      weights: float32 [B, F], of each frame in the loss.
       stride: frames per block.
       probability: of being spliced, per clip.
       mean_blocks: mean length of the pieces.
       key: random key.
 
     Returns:
-      codes, actions, and the loss weights float32 [B, F]: zero in the block after each cut, which nothing can predict.
+      codes, actions and weights; these are zero in the block after each cut, which nothing can predict.
     """
     B, F, _ = codes.shape
     blocks = F // stride
@@ -94,10 +101,10 @@ def splice(
     # Batches are shuffled, so the neighbours in the batch are as good as any other clips.
     source = (jnp.arange(B)[:, None] + jnp.cumsum(cuts, axis=1)) % B
     frames = jnp.arange(F)
-    codes = codes[jnp.repeat(source, stride, axis=1), frames]
+    taken = jnp.repeat(source, stride, axis=1), frames
     # Action i leads into block i + 1 and comes with it.
     actions = actions[source[:, 1:], jnp.arange(blocks - 1)]
-    return codes, actions, 1.0 - jnp.repeat(cuts, stride, axis=1)
+    return codes[taken], actions, weights[taken] * (1.0 - jnp.repeat(cuts, stride, axis=1))
 
 
 class Examples(NamedTuple):
@@ -131,10 +138,12 @@ def augment(models: Models, null: jax.Array | int, codes: jax.Array, actions: ja
     actions = jnp.where(dropped, null, actions)
     mean_blocks = max(2.0, config.splice_frames / stride)
     weights = jnp.ones((B, F))
-    if config.splice_probability:  # else nothing is gathered from other clips, which lie on other devices
-        codes, actions, weights = splice(codes, actions, stride, config.splice_probability, mean_blocks, key_splice)
-    if actions.ndim == 2:
+    if actions.ndim == 2:  # before the splice, which may take away the key that a hit's first samples precede
         weights *= 1.0 - precedes_event(actions, F, stride, models.num_codes)
+    if config.splice_probability:  # else nothing is gathered from other clips, which lie on other devices
+        codes, actions, weights = splice(
+            codes, actions, weights, stride, config.splice_probability, mean_blocks, key_splice
+        )
     rate = config.max_mask_rate * jax.random.uniform(key_rate, (B, 1))
     return Examples(codes, actions, jax.random.uniform(key_mask, (B, F)) < rate, weights)
 
@@ -174,15 +183,16 @@ def dynamics_gradient(
 
 
 def precedes_event(actions: jax.Array, frames: int, stride: int, null_action: int) -> jax.Array:
-    """Frames just before a block into which a key leads: bool [B, F], from keys int [B, N - 1].
+    """Frames just before a block into which a key leads, or may lead: bool [B, F], from keys int [B, N - 1].
 
     A hit at the very end of a frame is labelled in the next, so its first samples stand under NOOP. A model that
     learns to produce them there begins hits that nobody asked for: wherever the rhythm lets it expect one. Left out
-    of the loss, they are never learnt, and a hit begins where its key is pressed.
+    of the loss, they are never learnt, and a hit begins where its key is pressed. What follows the last frame is not
+    known.
     """
     is_event = (actions != 0) & (actions != null_action)
     ends_block = jnp.arange(frames) % stride == stride - 1
-    into_next = jnp.repeat(jnp.pad(is_event, ((0, 0), (0, 1))), stride, axis=1)[:, :frames]
+    into_next = jnp.repeat(jnp.pad(is_event, ((0, 0), (0, 1)), constant_values=True), stride, axis=1)[:, :frames]
     return into_next & ends_block
 
 
