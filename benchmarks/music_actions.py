@@ -35,16 +35,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str, str]:
-    """Settings of a latent action model."""
+    """Settings of a latent action model, which hears 47 blocks back but for what `more` says."""
     price = {"mel": ".003", "spectra": ".0005"}[features]
     chosen = {"features": features, "action-stride": str(stride), "kl-weight": price, "event-share": str(event_share)}
+    chosen["window"] = "24"
     return {f"latent_actions.{name}": value for name, value in (chosen | more).items()}
 
 
 UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
-    "spectra/8": lam("spectra", 8, 0.33),
+    "spectra/8": lam("spectra", 8, 0.33, window="4"),
+    # Hears further back than a crop of training reaches.
+    "far/8": lam("spectra", 8, 0.33),
     "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
     # All of the model hears of actions.
     "input/8": lam("spectra", 8, 0.33) | FROM_THE_INPUT,

@@ -20,7 +20,7 @@ from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.actions import require_frozen_lam
 from melodjinn_jax.evaluation.atlas import held_out_clips
 from melodjinn_jax.evaluation.effects import Clips, measure_effects
-from melodjinn_jax.evaluation.instrument import instrument_of
+from melodjinn_jax.evaluation.instrument import Instrument, instrument_of
 from melodjinn_jax.evaluation.meaning import density, leakage, long_play
 from melodjinn_jax.training.run import Run, load_run, tune_process
 
@@ -83,10 +83,24 @@ def show_agreement(witnesses: list[Witness]) -> None:
     print(f"| all {len(means)} pairs, median | | | {np.median(means):.3f} | {np.median(worsts):.3f} | |\n")
 
 
+def crop_agreement(whole: np.ndarray, crop: np.ndarray) -> float:
+    """F1 of the events, each key for itself, in the last actions of keys [B, N] and in keys [B, n] of these alone."""
+    whole = whole[:, -crop.shape[1] :]
+    events = int((whole > 0).sum() + (crop > 0).sum())
+    return float(2 * ((whole == crop) & (crop > 0)).sum() / events) if events else float("nan")
+
+
+def hear_crops(instrument: Instrument, clips: Clips, frames: int) -> np.ndarray:
+    """The LAM's keys of the last frames of clips, heard as training hears a crop: with nothing before them."""
+    frames = min(frames, clips.codes.shape[1])
+    return instrument.listen_to(clips.waveform[:, -frames * instrument.hop_length :], clips.codes[:, -frames:])
+
+
 def show_run(run: Run, clips: Clips, minutes: float) -> None:
-    """One row: density, leakage, and a long generation."""
+    """One row: density, leakage, whether a crop has the events that the whole clip has, and a long generation."""
     instrument = instrument_of(run, run.config.evaluation.strength)
     config = run.config.evaluation
+    crops = hear_crops(instrument, clips, run.config.training.crop_frames)
     measures = {
         **density(instrument, clips.keys, clips.tracks),
         **leakage(instrument, clips),
@@ -95,6 +109,7 @@ def show_run(run: Run, clips: Clips, minutes: float) -> None:
     names = ("decisions_per_second", "bits_per_second", "leakage")
     names += ("long_level_difference_db", "long_silence_difference", "long_drift_db")
     cells = [f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]" for m in (measures[name] for name in names)]
+    cells.insert(3, f"{crop_agreement(clips.keys, crops):.3f}")
     print(f"| {run.workdir.path.name} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -138,8 +153,8 @@ def main() -> None:
     if len(witnesses) > 1:
         show_agreement(witnesses)
     if arguments.minutes:
-        print("| run | decisions/s | bits/s | leakage | level, dB | silence | drift, dB |")
-        print("|---|---|---|---|---|---|---|")
+        print("| run | decisions/s | bits/s | leakage | events of crops | level, dB | silence | drift, dB |")
+        print("|---|---|---|---|---|---|---|---|")
         for run, own in zip(runs, owned, strict=True):
             show_run(run, own, arguments.minutes)
 

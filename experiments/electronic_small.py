@@ -33,6 +33,9 @@ def get_config() -> Config:
             hears="codec",
             features="spectra",
             action_stride=8,  # 9 actions a second: of so few, a third may be events for less than 15 bits a second
+            # What is an event is decided by the last .75 s. If the LAM hears further back, a quarter of the events of a
+            # crop are others than those of the whole recording.
+            window=4,
             # At four times this price the latents have two dimensions left, too few for four kinds that differ.
             kl_weight=0.0005,
             # Four kinds of events: the third of the blocks about which there is most to say. Music has no clusters to

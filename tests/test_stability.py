@@ -40,3 +40,11 @@ def test_agreement_is_one_for_the_same_and_none_for_other_moments():
     half[1] = 0
     assert stability.key_agreement(keys, half, (2, 2)) == pytest.approx(2 / 3)
     assert np.isnan(stability.key_agreement(keys, keys, (1, 1)))
+
+
+def test_events_of_crops_are_compared_with_those_of_the_whole():
+    whole = np.array([[9, 9, 0, 1, 2], [9, 9, 0, 0, 1]])
+    assert stability.crop_agreement(whole, whole[:, 2:]) == 1
+    # Of three events and of four, two are the same: one is of another key, one is new.
+    assert stability.crop_agreement(whole, np.array([[1, 1, 1], [0, 0, 1]])) == pytest.approx(2 * 2 / 7)
+    assert np.isnan(stability.crop_agreement(np.zeros((2, 5), int), np.zeros((2, 3), int)))
