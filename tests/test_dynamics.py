@@ -15,7 +15,7 @@ from melodjinn_jax.live import generator
 from melodjinn_jax.live.generator import generate, sample
 from melodjinn_jax.models.dynamics import align_actions, strengthen
 from melodjinn_jax.training.state import Models
-from melodjinn_jax.training.step import dynamics_loss, precedes_event, splice
+from melodjinn_jax.training.step import augment, dynamics_loss, precedes_event, splice
 
 FRAMES = 24
 LAYOUTS = pytest.mark.parametrize("layout", ["flat", "depth"])
@@ -217,6 +217,20 @@ def test_spliced_pieces_keep_their_time_and_actions_and_cuts_are_left_out(seed, 
     # So does every weight, which says what stood there before.
     np.testing.assert_array_equal(weights, np.where(np.repeat(cuts, stride, axis=1), 0, 1 + spliced[..., 0]))
     np.testing.assert_array_equal(by_block[:, 0], np.arange(B))
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_no_hit_is_learnt_whose_key_a_splice_or_the_crop_has_cut_off(seed):
+    dynamics = DynamicsConfig(dim=16, num_heads=2, splice_probability=1.0, splice_frames=2.0, action_dropout=0.0)
+    models = Models(tiny_config(dynamics=dynamics), CODEC)
+    B, frames = 4, 12
+    keys = np.random.default_rng(seed).integers(0, 3, (B, frames - 1))
+    codes = np.broadcast_to((frames * np.arange(B)[:, None] + np.arange(frames))[..., None], (B, frames, 2))
+    examples = augment(models, models.num_codes, jnp.asarray(codes), jnp.asarray(keys), jax.random.key(seed))
+    clip, frame = np.divmod(np.asarray(examples.codes[..., 0]), frames)
+    may_begin_a_hit = np.pad(keys > 0, ((0, 0), (0, 1)), constant_values=True)[clip, frame]
+    assert not np.asarray(examples.weights)[may_begin_a_hit].any()
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.sampled_from([1, 2, 4]))
