@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str, str]:
-    """Settings of a latent action model, which hears 47 blocks back but for what `more` says."""
+    """Settings of a latent action model, which sees 47 blocks in all but for what `more` says."""
     price = {"mel": ".003", "spectra": ".0005"}[features]
     chosen = {"features": features, "action-stride": str(stride), "kl-weight": price, "event-share": str(event_share)}
     chosen["window"] = "24"
@@ -46,7 +46,7 @@ UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.33, window="4"),
-    # Hears further back than a crop of training reaches.
+    # Hears further back than a crop of training reaches, as all those below do: they are to be compared with this one.
     "far/8": lam("spectra", 8, 0.33),
     "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
     # All of the model hears of actions.
@@ -85,15 +85,18 @@ def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> N
     """One run, unless it is there.
 
     Raises:
-      UserError: what is there was trained on another DATASET, or measured on another number of clips.
+      UserError: what is there was trained on another DATASET or with another window, or measured on another number
+        of clips.
     """
     if (workdir / "eval.json").exists():
         kept = load_config(str(workdir))
         clips = settings.get("evaluation.clips", str(kept.evaluation.clips))
-        if kept.data.datasets != (dataset,) or str(kept.evaluation.clips) != clips:
+        window = settings["latent_actions.window"]
+        found = (kept.data.datasets, str(kept.evaluation.clips), str(kept.latent_actions.window))
+        if found != ((dataset,), clips, window):
             raise UserError(
-                f"{workdir} is of {', '.join(kept.data.datasets)} and {kept.evaluation.clips} clips: give another "
-                "--output"
+                f"{workdir} is of {', '.join(kept.data.datasets)}, {kept.evaluation.clips} clips and "
+                f"latent_actions.window {kept.latent_actions.window}: give another --output"
             )
         return
     command = [sys.executable, "-m", "melodjinn_jax.train", "--config", "experiments/electronic_small.py"]

@@ -1,4 +1,4 @@
-"""Are the actions the same from run to run, do they leak, do they last? Prints a table for each question.
+"""Are the actions the same from run to run and from crop to clip, do they leak, do they last? Prints tables.
 
     python benchmarks/seeds.py --suite random3 --seeds 5
     python benchmarks/stability.py runs/benchmark/random3/*
@@ -92,7 +92,6 @@ def crop_agreement(whole: np.ndarray, crop: np.ndarray) -> float:
 
 def hear_crops(instrument: Instrument, clips: Clips, frames: int) -> np.ndarray:
     """The LAM's keys of the last frames of clips, heard as training hears a crop: with nothing before them."""
-    frames = min(frames, clips.codes.shape[1])
     return instrument.listen_to(clips.waveform[:, -frames * instrument.hop_length :], clips.codes[:, -frames:])
 
 
@@ -100,7 +99,6 @@ def show_run(run: Run, clips: Clips, minutes: float) -> None:
     """One row: density, leakage, whether a crop has the events that the whole clip has, and a long generation."""
     instrument = instrument_of(run, run.config.evaluation.strength)
     config = run.config.evaluation
-    crops = hear_crops(instrument, clips, run.config.training.crop_frames)
     measures = {
         **density(instrument, clips.keys, clips.tracks),
         **leakage(instrument, clips),
@@ -109,7 +107,10 @@ def show_run(run: Run, clips: Clips, minutes: float) -> None:
     names = ("decisions_per_second", "bits_per_second", "leakage")
     names += ("long_level_difference_db", "long_silence_difference", "long_drift_db")
     cells = [f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]" for m in (measures[name] for name in names)]
-    cells.insert(3, f"{crop_agreement(clips.keys, crops):.3f}")
+    crop, same = run.config.training.crop_frames, "-"
+    if crop < clips.codes.shape[1]:  # else a crop is the whole clip
+        same = f"{crop_agreement(clips.keys, hear_crops(instrument, clips, crop)):.3f}"
+    cells.insert(3, same)
     print(f"| {run.workdir.path.name} | " + " | ".join(cells) + " |", flush=True)
 
 

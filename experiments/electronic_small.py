@@ -33,8 +33,8 @@ def get_config() -> Config:
             hears="codec",
             features="spectra",
             action_stride=8,  # 9 actions a second: of so few, a third may be events for less than 15 bits a second
-            # What is an event is decided by the last .75 s. If the LAM hears further back, a quarter of the events of a
-            # crop are others than those of the whole recording.
+            # What is an event is decided by the last .75 s. If the LAM hears further back than a crop, a fifth of the
+            # events of a crop are others than those which a clip of twice the length has there.
             window=4,
             # At four times this price the latents have two dimensions left, too few for four kinds that differ.
             kl_weight=0.0005,

@@ -233,6 +233,15 @@ def test_no_hit_is_learnt_whose_key_a_splice_or_the_crop_has_cut_off(seed):
     assert not np.asarray(examples.weights)[may_begin_a_hit].any()
 
 
+def test_a_batch_in_which_every_frame_precedes_a_key_teaches_nothing():
+    models = Models(tiny_config(dynamics=DynamicsConfig(dim=16, num_heads=2, action_dropout=0.0)), CODEC)
+    params = models.init_dynamics(jax.random.key(0))
+    codes, keys = jnp.zeros((2, 4, CODEC.num_codebooks), jnp.int32), jnp.ones((2, 3), jnp.int32)
+    loss, grads = jax.value_and_grad(lambda p: dynamics_loss(models, p, codes, keys, jax.random.key(1)))(params)
+    assert loss == 0
+    assert all(not np.asarray(grad).any() for grad in jax.tree.leaves(grads))
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.sampled_from([1, 2, 4]))
 @settings(max_examples=50, deadline=None)
 def test_the_frame_before_a_key_takes_effect_is_known(keys, stride):

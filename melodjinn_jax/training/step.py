@@ -155,12 +155,17 @@ def weighted_losses(model: DynamicsModel, examples: Examples) -> jax.Array:
     return jnp.sum(losses.mean(axis=-1) * examples.weights)
 
 
+def total_weight(examples: Examples) -> jax.Array:
+    """Of all frames; 1 where none counts, as may be if every frame of a small batch of short crops precedes a key."""
+    return jnp.maximum(jnp.sum(examples.weights), 1.0)
+
+
 def dynamics_loss(models: Models, params: Any, codes: jax.Array, actions: jax.Array, key: jax.Array) -> jax.Array:
     """Mean cross entropy in nats per token of a batch, as `augment` changes it; actions may be embedded latents."""
     model = models.dynamics(params)
     null = model.null_action if actions.ndim == 2 else model.embed_action(jnp.asarray(model.null_action))
     examples = augment(models, null, codes, actions, key)
-    return weighted_losses(model, examples) / jnp.sum(examples.weights)
+    return weighted_losses(model, examples) / total_weight(examples)
 
 
 def dynamics_gradient(
@@ -171,7 +176,7 @@ def dynamics_gradient(
     if parts == 1:
         return jax.value_and_grad(lambda p: dynamics_loss(models, p, codes, keys, key))(params)
     examples = augment(models, models.num_codes, codes, keys, key)
-    total = jnp.sum(examples.weights)
+    total = total_weight(examples)
     # Every part takes rows from all over the batch, so that it lies on all devices as the batch does.
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), examples)
 
@@ -188,7 +193,7 @@ def precedes_event(actions: jax.Array, frames: int, stride: int, null_action: in
     A hit at the very end of a frame is labelled in the next, so its first samples stand under NOOP. A model that
     learns to produce them there begins hits that nobody asked for: wherever the rhythm lets it expect one. Left out
     of the loss, they are never learnt, and a hit begins where its key is pressed. What follows the last frame is not
-    known.
+    known, so it is one of them, whatever the actions.
     """
     is_event = (actions != 0) & (actions != null_action)
     ends_block = jnp.arange(frames) % stride == stride - 1
