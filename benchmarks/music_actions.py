@@ -46,6 +46,9 @@ UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.33, window="4"),
+    # Finer, at as many bits a second.
+    "near/6": lam("spectra", 6, 0.26, window="4")
+    | {"evaluation.prompt-frames": "66", "dynamics.practice-rate": "0.04"},
     # Hears further back than a crop of training reaches, as all those below do: they are to be compared with this one.
     "far/8": lam("spectra", 8, 0.33),
     "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
