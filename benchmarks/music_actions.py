@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str, str]:
     """Settings of a latent action model, which sees 47 blocks in all but for what `more` says."""
     price = {"mel": ".003", "spectra": ".0005"}[features]
-    chosen = {"features": features, "action-stride": str(stride), "kl-weight": price, "event-share": str(event_share)}
-    chosen["window"] = "24"
+    chosen = {"features": features, "action-stride": str(stride), "kl-weight": price}
+    chosen |= {"event-share": str(event_share), "window": "24"}
     return {f"latent_actions.{name}": value for name, value in (chosen | more).items()}
 
 
