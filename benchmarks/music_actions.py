@@ -6,10 +6,11 @@
     python benchmarks/music_actions.py --dataset data/games --variants spectra/8 spectra/4 --seeds 3
 
 Every variant (`VARIANTS`) is a run of experiments/electronic_small.py with another LAM or training. For each action
-stride, and block at which actions enter, one more run is trained without actions, as a *deaf* model of the same size:
-the gain over it is what actions really tell, for a model that was trained with actions may be lost without them.
+stride, and whatever else decides what a model sees of the clips (`SHARED`), one more run is trained without actions, as
+a *deaf* model of the same size: the gain over it is what actions really tell, for a model that was trained with actions
+may be lost without them.
 Finished runs are kept in --output and not trained again. Tables of six hours of music have `--clips 108`, four of each
-test track.
+test track, or 216; those with one continuation of each clip were made with `--takes 1`.
 The table has the measures of docs/meaning.md on the held-out tracks: medians over seeds, and the widest intervals.
 """
 
@@ -61,6 +62,16 @@ VARIANTS: dict[str, dict[str, str]] = {
     "earlier/8": lam("spectra", 8, 0.33)
     | FROM_THE_INPUT
     | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
+    # What the drum world's training has, and has not: all of the context is seen; clips are spliced; codes merge by
+    # effect; repeats are credited to the first.
+    "unmasked/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.max-mask-rate": "0"},
+    "spliced/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.splice-probability": "0.5"},
+    "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16"),
+    "collapsed/8": lam("spectra", 8, 0.33, window="4", collapse_frames="2"),
+    # Longer crops, for a crop must hold some blocks, and fewer of them.
+    "spectra/64": lam("spectra", 64, 0.75, window="2")
+    | UNPRACTISED
+    | {"training.crop-frames": "256", "training.batch-size": "3"},
     "mel/8": lam("mel", 8, 0.33),
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
@@ -69,11 +80,22 @@ VARIANTS: dict[str, dict[str, str]] = {
     "spectra/16": lam("spectra", 16, 0.5) | {"dynamics.practice-frames": "32"},
 }
 DEAF = UNPRACTISED | {"dynamics.action-dropout": "1", "evaluation.generate": "false"}
+# What the model without actions has in common with the others: it sees the same clips, in the same way.
+SHARED = (
+    "dynamics.action-block",
+    "dynamics.max-mask-rate",
+    "dynamics.splice-probability",
+    "training.crop-frames",
+    "training.batch-size",
+    "evaluation.prompt-frames",
+)
 MEASURES = {
     "decisions / s": "decisions_per_second",
     "bits / s": "bits_per_second",
+    "after the last": "bits_per_second_after_last",
     "gain over none": "cross_entropy_gain_over_none",
     "onsets": "control_onsets",
+    "onset F1": "control_onset_f1",
     "envelope": "control_envelope",
     "spectrum": "control_spectrum",
     "recovery": "recovery",
@@ -89,16 +111,16 @@ def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> N
 
     Raises:
       UserError: what is there was trained on another DATASET or with another window, or measured on another number
-        of clips.
+        of clips or takes.
     """
     if (workdir / "eval.json").exists():
         kept = load_config(str(workdir))
-        clips = settings.get("evaluation.clips", str(kept.evaluation.clips))
+        measured = (str(kept.evaluation.clips), str(kept.evaluation.takes))
+        asked = tuple(settings.get(f"evaluation.{name}", measured[i]) for i, name in enumerate(("clips", "takes")))
         window = settings["latent_actions.window"]
-        found = (kept.data.datasets, str(kept.evaluation.clips), str(kept.latent_actions.window))
-        if found != ((dataset,), clips, window):
+        if (kept.data.datasets, measured, str(kept.latent_actions.window)) != ((dataset,), asked, window):
             raise UserError(
-                f"{workdir} is of {', '.join(kept.data.datasets)}, {kept.evaluation.clips} clips and "
+                f"{workdir} is of {', '.join(kept.data.datasets)}, {measured[0]} clips, {measured[1]} takes and "
                 f"latent_actions.window {kept.latent_actions.window}: give another --output"
             )
         return
@@ -126,11 +148,10 @@ def gain_over_deaf(workdir: Path, deaf: Path, dataset: str) -> Any:
 
 def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """The measures of one variant and seed."""
-    settings = VARIANTS[name] | {"evaluation.clips": str(arguments.clips)}
+    settings = VARIANTS[name] | {"evaluation.clips": str(arguments.clips), "evaluation.takes": str(arguments.takes)}
     stride = settings["latent_actions.action-stride"]
     workdir = arguments.output / name.replace("/", "_") / str(seed)
-    # The model without actions sees the same blocks, whatever is discovered in them.
-    same = {name: settings[name] for name in ("dynamics.action-block", "evaluation.prompt-frames") if name in settings}
+    same = {name: settings[name] for name in SHARED if name in settings}
     deaf = arguments.output / "_".join(["deaf", stride, *same.values()]) / str(seed)
     train(workdir, arguments.dataset, seed, settings)
     train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF | same)
@@ -157,6 +178,7 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=48, help="held-out clips, four or more of each track")
+    parser.add_argument("--takes", type=int, default=4, help="continuations of each clip, for delta control")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "benchmark" / "music")
     arguments = parser.parse_args()
     columns = ["variant", "shares of the keys", "gain over deaf", *MEASURES]

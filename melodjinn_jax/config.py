@@ -251,6 +251,9 @@ class EvaluationConfig:
     strength: float = 1.0
     """Strength of the actions in what is played, for the measures of music and by the commands that play: 1 is as they
     were trained."""
+    takes: int = 1
+    """Continuations of each clip over which delta control is averaged: the more, the less of its interval is due to the
+    dice of the sampling."""
     generate: bool = True
     """Generate, and measure what is heard; false: only the losses on held-out clips, which is soon done."""
 

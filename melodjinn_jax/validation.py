@@ -366,7 +366,7 @@ def _evaluation(config: Config) -> Checks:
         else f"training.steps is {config.training.steps}: the dynamics model would start at step {starts} and never "
         f"play; train longer, or set {'evaluation.generate or ' if is_made else ''}runtime.evaluate false",
     )
-    yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key")
+    yield from _at_least(evaluation, "evaluation", 1, "clips", "prompt_frames", "presses_per_key", "takes")
     yield from _at_least(evaluation, "evaluation", 0, "temperature", "strength")
     no_drums = config.data.datasets or not evaluation.generate
     yield from (_evaluation_of_music if no_drums else _evaluation_of_drums)(config)

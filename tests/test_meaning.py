@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from meaning_world import HOP, Compressor, Deaf, Obedient
 
 from melodjinn_jax.evaluation.bootstrap import Estimate, estimate, mean_of, ratio_of, resample
+from melodjinn_jax.evaluation.delta_control import control, onset_f1
 from melodjinn_jax.evaluation.descriptors import (
     PITCH_CLASSES,
     SILENCE_DB,
@@ -21,7 +22,7 @@ from melodjinn_jax.evaluation.descriptors import (
     spectrum,
 )
 from melodjinn_jax.evaluation.effects import consistency, f_ratio, natural_holds, told_apart
-from melodjinn_jax.evaluation.meaning import long_play, measure_meaning, starts_of
+from melodjinn_jax.evaluation.meaning import density, long_play, measure_meaning, starts_of
 from melodjinn_jax.evaluation.report.headline import judge_music
 from melodjinn_jax.evaluation.report.meaning import GROUPS, meaning, with_interval
 
@@ -32,6 +33,9 @@ ZERO = (
     "control_onsets",
     "control_envelope",
     "control_spectrum",
+    "control_brightness",
+    "control_onset_f1",
+    "control_chroma",
     "recovery_over_chance",
     "effect_consistency",
 )
@@ -74,6 +78,22 @@ def test_keys_of_a_deaf_model_cannot_be_told_apart(deaf):
 def test_a_model_that_obeys_scores_one(obedient, name):
     assert obedient[name]["value"] == pytest.approx(1, abs=0.15)
     assert obedient[name]["low"] > 0.5
+
+
+@pytest.mark.parametrize("name", ["control_brightness", "control_onset_f1", "control_chroma", "control_log_mel"])
+def test_what_shuffled_actions_bring_back_by_chance_is_taken_off(obedient, deaf, name):
+    assert obedient[name]["low"] > 0
+    assert obedient[f"{name}_true"]["value"] == pytest.approx(obedient[f"{name}_codec"]["value"], abs=0.5)
+    assert deaf[name]["low"] <= 0 <= deaf[name]["high"]
+    gained = obedient[f"{name}_true"]["value"] - obedient[f"{name}_shuffled"]["value"]
+    assert obedient[name]["value"] == pytest.approx(gained, abs=1e-5)
+
+
+@pytest.mark.parametrize("instrument", [Obedient(), Deaf()])
+def test_more_takes_leave_less_to_the_dice(instrument):
+    once, often = (control(instrument, instrument.clips(), PROMPT, 0.5, takes) for takes in (1, 8))
+    for name in ("control_onsets", "control_envelope", "control_spectrum"):
+        assert often[name].high - often[name].low < 0.8 * (once[name].high - once[name].low)
 
 
 def test_what_an_obedient_model_is_told_comes_out(obedient):
@@ -186,6 +206,28 @@ def test_onsets_are_where_sound_begins():
     assert strength.shape == (40,)
     assert abs(int(strength.argmax()) - 20) <= 2
     assert strength[:17].max() < 1
+
+
+@given(st.lists(st.integers(2, 20), min_size=1, max_size=8), st.integers(-9, 9))
+@settings(max_examples=50, deadline=None)
+def test_onsets_are_found_again_within_their_tolerance(gaps, shift):
+    """At 150 points a second 50 ms are 7 points; onsets here are 30 points apart or more."""
+    at = 20 + np.cumsum(15 + np.array(gaps)) * 2
+    true, other = np.zeros((2, 1, at[-1] + 40))
+    true[0, at], other[0, at + shift] = 10.0, 10.0
+    assert onset_f1(true, other, 150.0)[0] == (1.0 if abs(shift) <= 7 else 0.0)
+    assert onset_f1(true, np.zeros_like(true), 150.0)[0] == 0.0
+    assert onset_f1(np.zeros_like(true), np.full_like(true, 1.0), 150.0)[0] == 1.0
+
+
+def test_bits_after_the_last_count_only_what_it_leaves_open():
+    keys = np.tile([0, 0, 1, 1], (6, 50))
+    found = density(Obedient(), keys, np.arange(6))
+    assert found["bits_per_second"].value == pytest.approx(75)
+    assert found["bits_per_second_after_last"].value == pytest.approx(75, rel=0.01)
+    found = density(Obedient(), np.tile([0, 1], (6, 100)), np.arange(6))
+    assert found["bits_per_second"].value == pytest.approx(75)
+    assert found["bits_per_second_after_last"].value == pytest.approx(0, abs=0.1)
 
 
 def test_correlations():

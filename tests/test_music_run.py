@@ -237,6 +237,7 @@ def test_a_run_that_practises_resumes_bit_for_bit(trained, tmp_path):
         ({"data": {"path": "x"}}, "data.path is x"),
         ({"data": {"datasets": (), "actions": "auto"}}, "data.actions is auto: it needs data.datasets"),
         ({"evaluation": {"frames": 25}}, "evaluation.frames is 25: it must be a multiple"),
+        ({"evaluation": {"takes": 0}}, "evaluation.takes is 0: it must be at least 1"),
         ({"evaluation": {"strength": -1.0}}, "evaluation.strength is -1.0: it must be at least 0"),
         ({"latent_actions": {"event_share": 1.0}}, "latent_actions.event_share is 1.0: it must lie in [0, 1)"),
         ({"latent_actions": {"codebook_init": "random", "event_share": 0.1}}, "needs latent_actions.bottleneck ema_vq"),

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from melodjinn_jax.evaluation.bootstrap import Estimate, Statistic, estimate, mean_of, ratio_of
-from melodjinn_jax.evaluation.descriptors import SILENCE_DB, correlations, levels, onset_strength, spectrum
+from melodjinn_jax.evaluation.delta_control import control, shuffled
+from melodjinn_jax.evaluation.descriptors import SILENCE_DB, levels
 from melodjinn_jax.evaluation.effects import Clips, Effects, consistency, f_ratio, measure_effects, told_apart
 from melodjinn_jax.evaluation.instrument import Instrument
 
@@ -17,13 +18,14 @@ LONG_SECONDS = 10.0
 LONG_STREAMS = 8
 # An action that hands over more than half of what it cannot know is the sound in other words.
 COMPRESSOR_LEAKAGE = 0.5
-CONTROLLED = ("onsets", "envelope", "spectrum")
 
 
 def measure_meaning(
-    instrument: Instrument, clips: Clips, prompt_frames: int, temperature: float
+    instrument: Instrument, clips: Clips, prompt_frames: int, temperature: float, takes: int = 1
 ) -> tuple[dict[str, Any], Effects | None]:
     """All measures by name, and the effects of the keys; these are None of a model without keys.
+
+    Delta control is measured on so many `takes` of each clip.
 
     A measure is {value, low, high}, or a list of such by key, or a number; it is left out where it has no meaning.
     """
@@ -32,7 +34,7 @@ def measure_meaning(
         "tracks": len(np.unique(clips.tracks)),
         **density(instrument, clips.keys, clips.tracks),
         **surprise(instrument, clips),
-        **control(instrument, clips, prompt_frames, temperature),
+        **control(instrument, clips, prompt_frames, temperature, takes),
         **long_play(instrument, clips, prompt_frames, temperature, LONG_SECONDS),
     }
     if instrument.has_lam:
@@ -65,21 +67,29 @@ def density(instrument: Instrument, keys: np.ndarray, tracks: np.ndarray) -> dic
     seconds = np.full(B, N / blocks_per_second)
 
     def bits(weights: np.ndarray) -> np.ndarray:
-        shares = weights @ counts / (weights.sum(axis=1, keepdims=True) * N)
-        return -np.sum(shares * np.log2(np.where(shares > 0, shares, 1)), axis=1) * blocks_per_second
+        return _entropy(weights @ counts) * blocks_per_second
+
+    pairs = keys[:, :-1] * (instrument.num_keys + 1) + keys[:, 1:]
+    size = (instrument.num_keys + 1) ** 2
+    pair_counts = np.stack([np.bincount(row, minlength=size) for row in pairs])
+    last_counts = pair_counts.reshape(B, instrument.num_keys + 1, -1).sum(axis=2)
+
+    def bits_after_last(weights: np.ndarray) -> np.ndarray:
+        return (_entropy(weights @ pair_counts) - _entropy(weights @ last_counts)) * blocks_per_second
 
     starts = starts_of(keys)
     return {
         "decisions_per_second": estimate(ratio_of(starts.sum(axis=1), seconds), tracks),
         "bits_per_second": estimate(bits, tracks),
+        "bits_per_second_after_last": estimate(bits_after_last, tracks),
         "key_share": [estimate(mean_of(column / N), tracks) for column in counts.T],
     }
 
 
-def shuffled(keys: np.ndarray, start: int = 0) -> np.ndarray:
-    """The same actions in another order from `start` on, clip by clip."""
-    late = np.random.default_rng(0).permuted(keys[:, start:], axis=1)
-    return np.concatenate([keys[:, :start], late], axis=1)
+def _entropy(counts: np.ndarray) -> np.ndarray:
+    """Bits of the distributions that counts [R, n] are of: [R]."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return -np.sum(shares * np.log2(np.where(shares > 0, shares, 1)), axis=1)
 
 
 def surprise(instrument: Instrument, clips: Clips) -> dict[str, Any]:
@@ -91,43 +101,6 @@ def surprise(instrument: Instrument, clips: Clips) -> dict[str, Any]:
     return {
         "cross_entropy_gain_over_none": estimate(mean_of(none - true), clips.tracks),
         "cross_entropy_gain_over_shuffled": estimate(mean_of(other - true), clips.tracks),
-    }
-
-
-def control(instrument: Instrument, clips: Clips, prompt_frames: int, temperature: float) -> dict[str, Any]:
-    """Delta control: how much more of the music its own actions bring back than the same actions shuffled do.
-
-    Of each of `CONTROLLED` the correlation with the music after the prompt, clip by clip. And the log-mel distance of
-    free generation over that of teacher forcing: what it costs that errors go on.
-    """
-    start = prompt_frames // instrument.stride - 1
-    rows = np.concatenate([clips.keys, shuffled(clips.keys, start)])
-    played = instrument.play(np.tile(clips.codes, (2, 1, 1)), prompt_frames, rows, temperature)
-    along = instrument.play_along(clips.codes, clips.keys, temperature)
-    B, cut = len(clips.codes), prompt_frames * instrument.hop_length
-    sounds = [clips.waveform, played[:B], played[B:], along, instrument.decode(clips.codes)]
-    true, own, other, forced, coded = (_curves(instrument, sound[:, cut:]) for sound in sounds)
-    measures: dict[str, Any] = {}
-    for name in CONTROLLED:
-        by_own, by_other, by_codec = (correlations(true[name], curves[name]) for curves in (own, other, coded))
-        measures[f"control_{name}"] = estimate(mean_of(by_own - by_other), clips.tracks)
-        measures[f"control_{name}_true"] = estimate(mean_of(by_own), clips.tracks)
-        measures[f"control_{name}_shuffled"] = estimate(mean_of(by_other), clips.tracks)
-        measures[f"control_{name}_codec"] = estimate(mean_of(by_codec), clips.tracks)
-    free_error, forced_error = (
-        np.mean((curves["spectrum"] - true["spectrum"]) ** 2, axis=(1, 2)) for curves in (own, forced)
-    )
-    ratio = ratio_of(free_error, forced_error)
-    measures["free_running_distance_ratio"] = estimate(lambda weights: np.sqrt(ratio(weights)), clips.tracks)
-    return measures
-
-
-def _curves(instrument: Instrument, sound: np.ndarray) -> dict[str, np.ndarray]:
-    rate, hop = instrument.sample_rate, instrument.hop_length
-    return {
-        "onsets": np.asarray(onset_strength(sound, rate, hop)),
-        "envelope": levels(sound, hop),
-        "spectrum": spectrum(sound, rate, hop),
     }
 
 

@@ -115,7 +115,9 @@ def evaluate_music(run: Run, held_out: HeldOutMusic, config: EvaluationConfig) -
     measures |= greedy
     measures["sampled"] = {"temperature": config.temperature, **sampled}
     instrument = instrument_of(run, config.strength)
-    measures["meaning"], _ = measure_meaning(instrument, held_out, config.prompt_frames, config.temperature)
+    measures["meaning"], _ = measure_meaning(
+        instrument, held_out, config.prompt_frames, config.temperature, config.takes
+    )
     measures["generation_real_time_factor"] = real_time_factor(run.models, run.state, run.codec)
     return measures, example
 

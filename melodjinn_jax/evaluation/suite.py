@@ -98,7 +98,8 @@ class Evaluator:
         sound = held_out.waveform.reshape(B, -1) / FULL_SCALE
         clips = Clips(sound, held_out.codes.astype(np.int32), keys, np.arange(B))
         instrument = TrainedInstrument(self.models, self.state, self.codec, self.num_keys, self.config.strength)
-        return measure_meaning(instrument, clips, self.config.prompt_frames, self.config.temperature)[0]
+        config = self.config
+        return measure_meaning(instrument, clips, config.prompt_frames, config.temperature, config.takes)[0]
 
     def _networks(self) -> State:
         return {name: self.state[name] for name in (*LAM_PARTS, *CODEBOOK_PARTS)}

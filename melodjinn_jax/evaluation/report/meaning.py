@@ -29,6 +29,10 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("control_onsets", "Onsets", "correlation with the music, own actions less shuffled"),
         Row("control_envelope", "Loudness", "the same of the level"),
         Row("control_spectrum", "Spectrum", "the same of 64 mel bands, each about its mean"),
+        Row("control_brightness", "Brightness", "the same of the centre of the spectrum"),
+        Row("control_onset_f1", "Onsets found", "F1 of onsets within 50 ms, own actions less shuffled"),
+        Row("control_chroma", "Pitch classes", "cosine of the chroma, own actions less shuffled"),
+        Row("control_log_mel", "Spectral distance", "decibels nearer to the music than under shuffled actions", False),
         Row("free_running_distance_ratio", "Free running", "log-mel distance over that of teacher forcing", False),
     ),
     "Does a key do one thing?": (
@@ -42,6 +46,8 @@ GROUPS: dict[str, tuple[Row, ...]] = {
     "How much is there to do?": (
         Row("decisions_per_second", "Decisions", "keys begun, a second", False),
         Row("bits_per_second", "Bits", "a second, if every action were drawn anew: an upper bound", False),
+        Row("bits_per_second_after_last", "Bits, the last known", "a second, given the action before: a closer bound",
+            False),
         Row("leakage", "Leakage", "of what stands behind a cut, handed over by the action: near 1 is a compressor"),
     ),
     "Does it last?": (
