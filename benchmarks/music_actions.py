@@ -66,7 +66,7 @@ VARIANTS: dict[str, dict[str, str]] = {
     # effect; repeats are credited to the first.
     "unmasked/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.max-mask-rate": "0"},
     "spliced/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.splice-probability": "0.5"},
-    "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16"),
+    "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16", merge_error="0.7"),
     "collapsed/8": lam("spectra", 8, 0.33, window="4", collapse_frames="2"),
     # Longer crops, for a crop must hold some blocks, and fewer of them.
     "spectra/64": lam("spectra", 64, 0.75, window="2")
