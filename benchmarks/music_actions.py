@@ -50,6 +50,16 @@ VARIANTS: dict[str, dict[str, str]] = {
     # Finer, at as many bits a second.
     "near/6": lam("spectra", 6, 0.26, window="4")
     | {"evaluation.prompt-frames": "66", "dynamics.practice-rate": "0.04"},
+    # All of the context is seen, not masked as in the drum world.
+    "unmasked/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.max-mask-rate": "0"},
+    # As in the drum world: clips are spliced, codes merge by effect, repeats are credited to the first.
+    "spliced/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.splice-probability": "0.5"},
+    "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16", merge_error="0.7"),
+    "collapsed/8": lam("spectra", 8, 0.33, window="4", collapse_frames="2"),
+    # Longer crops and clips, for these must hold some blocks, and fewer crops.
+    "spectra/64": lam("spectra", 64, 0.75, window="2")
+    | UNPRACTISED
+    | {"training.crop-frames": "256", "training.batch-size": "3", "evaluation.frames": "448"},
     # Hears further back than a crop of training reaches, as all those below do: they are to be compared with this one.
     "far/8": lam("spectra", 8, 0.33),
     "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
@@ -62,16 +72,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "earlier/8": lam("spectra", 8, 0.33)
     | FROM_THE_INPUT
     | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
-    # What the drum world's training has, and has not: all of the context is seen; clips are spliced; codes merge by
-    # effect; repeats are credited to the first.
-    "unmasked/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.max-mask-rate": "0"},
-    "spliced/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.splice-probability": "0.5"},
-    "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16", merge_error="0.7"),
-    "collapsed/8": lam("spectra", 8, 0.33, window="4", collapse_frames="2"),
-    # Longer crops, for a crop must hold some blocks, and fewer of them.
-    "spectra/64": lam("spectra", 64, 0.75, window="2")
-    | UNPRACTISED
-    | {"training.crop-frames": "256", "training.batch-size": "3"},
     "mel/8": lam("mel", 8, 0.33),
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
@@ -87,6 +87,7 @@ SHARED = (
     "dynamics.splice-probability",
     "training.crop-frames",
     "training.batch-size",
+    "evaluation.frames",
     "evaluation.prompt-frames",
 )
 MEASURES = {
@@ -152,7 +153,8 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, An
     stride = settings["latent_actions.action-stride"]
     workdir = arguments.output / name.replace("/", "_") / str(seed)
     same = {name: settings[name] for name in SHARED if name in settings}
-    deaf = arguments.output / "_".join(["deaf", stride, *same.values()]) / str(seed)
+    names = [f"{name.rpartition('.')[2]}_{value}" for name, value in same.items()]
+    deaf = arguments.output / "_".join(["deaf", stride, *names]) / str(seed)
     train(workdir, arguments.dataset, seed, settings)
     train(deaf, arguments.dataset, seed, lam("mel", int(stride), 0.1) | DEAF | same)
     found = json.loads((workdir / "eval.json").read_text())["meaning"]

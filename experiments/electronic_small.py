@@ -69,8 +69,8 @@ def get_config() -> Config:
             batch_size=8,
             crop_frames=96,  # 1.28 s, as in the pilot
         ),
-        # 2.5 s each, of which the first 0.85 s are given. Below temperature 1 the model falls silent. One continuation
-        # of each clip would leave the intervals of delta control to the dice.
+        # 2.5 s each, of which the first 0.85 s are given. Below temperature 1 the model falls silent. Of one
+        # continuation of each clip, the dice make most of the interval of onset control.
         evaluation=EvaluationConfig(clips=48, frames=192, prompt_frames=64, temperature=1.0, strength=2.0, takes=4),
         runtime=RuntimeConfig(log_every=20, save_every=300),
     )

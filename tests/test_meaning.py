@@ -33,9 +33,6 @@ ZERO = (
     "control_onsets",
     "control_envelope",
     "control_spectrum",
-    "control_brightness",
-    "control_onset_f1",
-    "control_chroma",
     "recovery_over_chance",
     "effect_consistency",
 )
@@ -83,7 +80,8 @@ def test_a_model_that_obeys_scores_one(obedient, name):
 @pytest.mark.parametrize("name", ["control_brightness", "control_onset_f1", "control_chroma", "control_log_mel"])
 def test_what_shuffled_actions_bring_back_by_chance_is_taken_off(obedient, deaf, name):
     assert obedient[name]["low"] > 0
-    assert obedient[f"{name}_true"]["value"] == pytest.approx(obedient[f"{name}_codec"]["value"], abs=0.5)
+    near = 1.0 if name == "control_log_mel" else 0.1
+    assert obedient[f"{name}_true"]["value"] == pytest.approx(obedient[f"{name}_codec"]["value"], abs=near)
     assert deaf[name]["low"] <= 0 <= deaf[name]["high"]
     gained = obedient[f"{name}_true"]["value"] - obedient[f"{name}_shuffled"]["value"]
     assert obedient[name]["value"] == pytest.approx(gained, abs=1e-5)

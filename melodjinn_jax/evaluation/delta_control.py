@@ -22,7 +22,7 @@ Curves = dict[str, np.ndarray]
 
 
 def shuffled(keys: np.ndarray, start: int = 0, seed: int = 0) -> np.ndarray:
-    """The same actions in another order from `start` on, clip by clip."""
+    """Actions int [B, N - 1] in another order from `start` on, clip by clip: the same shape."""
     late = np.random.default_rng(seed).permuted(keys[:, start:], axis=1)
     return np.concatenate([keys[:, :start], late], axis=1)
 
@@ -39,8 +39,8 @@ def control(
       clips: held-out music.
       prompt_frames: given of each clip, whole blocks.
       temperature: of the sampling.
-      takes: continuations of each clip, over which its numbers are averaged: else most of an interval's width is due to
-        the dice of the sampling.
+      takes: continuations of each clip, over which its numbers are averaged: else much of an interval's width (of
+        onsets most) is due to the dice of the sampling. What teacher forcing plays is drawn once.
     """
     B, cut = len(clips.codes), prompt_frames * instrument.hop_length
     true, coded, forced = (

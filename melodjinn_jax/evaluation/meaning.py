@@ -60,7 +60,13 @@ def starts_of(keys: np.ndarray) -> np.ndarray:
 
 
 def density(instrument: Instrument, keys: np.ndarray, tracks: np.ndarray) -> dict[str, Any]:
-    """How much a player has to do: decisions and bits per second, share and length of each key."""
+    """How much a player has to do: decisions and bits per second, and the share of each key.
+
+    Args:
+      instrument: whose keys they are.
+      keys: int [B, N - 1].
+      tracks: int [B].
+    """
     blocks_per_second = instrument.sample_rate / (instrument.hop_length * instrument.stride)
     B, N = keys.shape
     counts = np.stack([np.count_nonzero(keys == key, axis=1) for key in range(instrument.num_keys + 1)], axis=1)
