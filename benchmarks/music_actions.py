@@ -15,6 +15,7 @@ The table has the measures of docs/meaning.md on the held-out tracks: medians ov
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -29,8 +30,9 @@ from melodjinn_jax.errors import UserError, reports_user_errors
 from melodjinn_jax.evaluation.bootstrap import estimate, mean_of
 from melodjinn_jax.evaluation.instrument import instrument_of
 from melodjinn_jax.evaluation.music import load_held_out_music
+from melodjinn_jax.experiment import parse_train_arguments
 from melodjinn_jax.training.run import load_run
-from melodjinn_jax.training.workdir import load_config
+from melodjinn_jax.training.workdir import differences, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,25 +113,28 @@ def train(workdir: Path, dataset: str, seed: int, settings: dict[str, str]) -> N
     """One run, unless it is there.
 
     Raises:
-      UserError: what is there was trained on another DATASET or with another window, or measured on another number
-        of clips or takes.
+      UserError: what is there was made with other settings, of training or of evaluation.
     """
+    arguments = [
+        "--config",
+        str(ROOT / "experiments" / "electronic_small.py"),
+        "--workdir",
+        str(workdir),
+        "--data.datasets",
+        dataset,
+    ]
+    arguments += ["--seed", str(seed), "--runtime.progress", "false"]
+    for name, value in settings.items():
+        arguments += [f"--{name.replace('_', '-')}", value]
     if (workdir / "eval.json").exists():
         kept = load_config(str(workdir))
-        measured = (str(kept.evaluation.clips), str(kept.evaluation.takes))
-        asked = tuple(settings.get(f"evaluation.{name}", measured[i]) for i, name in enumerate(("clips", "takes")))
-        window = settings["latent_actions.window"]
-        if (kept.data.datasets, measured, str(kept.latent_actions.window)) != ((dataset,), asked, window):
-            raise UserError(
-                f"{workdir} is of {', '.join(kept.data.datasets)}, {measured[0]} clips, {measured[1]} takes and "
-                f"latent_actions.window {kept.latent_actions.window}: give another --output"
-            )
+        asked = parse_train_arguments(arguments).settings
+        # How a run was carried out is no matter.
+        asked = dataclasses.replace(asked, runtime=kept.runtime)
+        if differing := list(differences(dataclasses.asdict(kept), dataclasses.asdict(asked))):
+            raise UserError(f"{workdir} was made with other settings ({'; '.join(differing)}): give another --output")
         return
-    command = [sys.executable, "-m", "melodjinn_jax.train", "--config", "experiments/electronic_small.py"]
-    command += ["--workdir", str(workdir), "--data.datasets", dataset, "--seed", str(seed)]
-    command += ["--runtime.progress", "false"]
-    for name, value in settings.items():
-        command += [f"--{name.replace('_', '-')}", value]
+    command = [sys.executable, "-m", "melodjinn_jax.train", *arguments]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if finished.returncode:
         raise SystemExit(f"{workdir}: {finished.stderr.strip().splitlines()[-1]}")

@@ -107,12 +107,12 @@ class WorkDir:
             # Nothing has come of the run yet: it may have been refused for the very setting that is now mended.
             _write_config(self.config, config)
             return ()
-        if differing := list(_differences(identity(saved), identity(config))):
+        if differing := list(differences(identity(saved), identity(config))):
             raise UserError(
                 f"--workdir {self.path} belongs to a run with other settings ({'; '.join(differing)}): "
                 "use another --workdir, or go back to the settings of that run"
             )
-        changes = tuple(_differences(dataclasses.asdict(saved), dataclasses.asdict(config)))
+        changes = tuple(differences(dataclasses.asdict(saved), dataclasses.asdict(config)))
         if changes:
             _write_config(self.config, config)
         return changes
@@ -134,10 +134,11 @@ def _write_config(path: Path, config: Config) -> None:
     write_atomically(path, (json.dumps(dataclasses.asdict(config), indent=2) + "\n").encode())
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+def differences(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+    """Settings, as nested dicts, that are not the same in `new`: a phrase with both values for each."""
     for name in new:
         if isinstance(new[name], dict):
-            yield from _differences(old[name], new[name], f"{prefix}{name}.")
+            yield from differences(old[name], new[name], f"{prefix}{name}.")
         elif old[name] != new[name]:
             yield f"{prefix}{name} was {old[name]!r} and is now {new[name]!r}"
 
