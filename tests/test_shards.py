@@ -48,7 +48,7 @@ def library(tmp_path_factory):
 
 
 def units_of(sounds, num_shards: int = 1):
-    tracks = [ShardTrack(name, len(sound), {"title": name}) for name, sound in sounds.items()]
+    tracks = [ShardTrack(name, 0, len(sound), {"title": name}) for name, sound in sounds.items()]
     return split_units("train", tracks, num_shards, CHUNK)
 
 

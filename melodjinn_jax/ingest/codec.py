@@ -73,11 +73,12 @@ def _sample(train: Sequence[Kept], folder: Path, seed: int) -> np.ndarray:
     clips = np.zeros((_FIT_CLIPS, length), np.int16)
     chosen = np.sort(rng.choice(len(train), _FIT_CLIPS, p=samples / samples.sum()))  # each file is opened once
     for track in np.unique(chosen):
-        with soundfile.SoundFile(audio_file(folder, train[track].track.id)) as file:
+        scan = train[track].scan
+        with soundfile.SoundFile(audio_file(folder, scan.id)) as file:
             for clip in np.flatnonzero(chosen == track):
                 for _ in range(_TRIES):
-                    file.seek(int(rng.integers(max(1, file.frames - length + 1))))
-                    sound = file.read(length, dtype="int16")
+                    file.seek(scan.start + int(rng.integers(max(1, scan.samples - length + 1))))
+                    sound = file.read(min(length, scan.samples), dtype="int16")
                     if np.abs(sound.astype(np.int32)).max() >= SILENT_PEAK:
                         break
                 clips[clip, : len(sound)] = sound

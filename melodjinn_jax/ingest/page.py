@@ -17,6 +17,11 @@ from melodjinn_jax.evaluation.report.sound import time_axis, track
 from melodjinn_jax.ingest.contents import UNKNOWN, Chunk, Contents
 
 _SECONDS = 8.0  # of a chunk; sound is most of the page's size
+_LEFT_OUT = {
+    "trimmed_seconds": "seconds of silence cut off recordings",
+    "silent_records": "silent records left out",
+    "repeated_frames": "frames in two records",
+}  # of the summary
 _MOST_BARS = 12
 _MOST_ROWS = 24
 _WINDOW = 2048
@@ -196,7 +201,5 @@ def _format(contents: Contents) -> Html:
         ["record", f"{info.frames_per_record:,} frames"],
         ["codec", f"{contents.codec.kind}, digest {info.codec_digest}"],
     ]
-    if summary:
-        rows.append(["silent records left out", number(summary["silent_records"])])
-        rows.append(["frames in two records", number(summary["repeated_frames"])])
+    rows += [[label, number(summary[key])] for key, label in _LEFT_OUT.items() if key in summary]
     return join([heading("Format"), table(["what", "value"], rows, "settings")])

@@ -41,7 +41,7 @@ from melodjinn_jax.ingest.summary import (
 from melodjinn_jax.ingest.track import SPLITS, Plan, Track
 from melodjinn_jax.ingest.workplace import claimed, os_errors_as_user_errors, partial_folder
 
-_PIPELINE_VERSION = 1  # raise it when the same tracks give other records
+_PIPELINE_VERSION = 2  # raise it when the same tracks give other records
 _SHARD_BYTES = 256 << 20
 
 
@@ -230,7 +230,7 @@ def _units(source: str, kept: Sequence[Kept], chunk_frames: int, codec: Codec) -
     units = []
     for split in SPLITS:
         tracks = [
-            ShardTrack(one.track.id, one.scan.samples, provenance(source, one))
+            ShardTrack(one.track.id, one.scan.start, one.scan.samples, provenance(source, one))
             for one in kept
             if one.track.split == split
         ]

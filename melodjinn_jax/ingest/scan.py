@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from melodjinn_jax.data.audio import SAMPLE_RATE, to_int16
+from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_float32, to_int16
 from melodjinn_jax.data.files import file_sha256, write_atomically
 from melodjinn_jax.ingest.decode import RejectedError, decode_blocks, read_header
 from melodjinn_jax.ingest.fingerprint import Fingerprinter
@@ -25,6 +25,8 @@ from melodjinn_jax.ingest.track import Track
 
 SILENT_PEAK = 4
 """int16 units, -78 dB of full scale: a recording that never reaches it is silent."""
+_SILENCE = 1e-6  # mean square of a frame, -60 dB of full scale, up to which the ends of a recording are cut off
+_MARGIN_FRAMES = 19  # .25 s of that silence stay
 _ROOM = 1 << 20  # bytes below which a disk counts as full
 _WORDS = np.dtype("<u4")
 
@@ -36,8 +38,12 @@ class Scan:
     id: str
     reason: str | None = None
     """Why it cannot be used, `kind: detail`."""
+    start: int = 0
+    """Where what is used of it begins, in samples at 24 kHz; a multiple of `HOP_LENGTH`."""
     samples: int = 0
-    """At 24 kHz."""
+    """How many samples are used."""
+    trimmed: int = 0
+    """How many are not: silence at both ends."""
     peak: float = 0.0
     """As decoded, of full scale."""
     gain: float = 1.0
@@ -118,7 +124,7 @@ def _sha256(path: Path) -> str:
 
 def _transcode(scan: Scan, track: Track, path: Path, target: Path, fingerprinter: Fingerprinter | None) -> Scan:
     """Write the sound under the scan's gain as 16-bit FLAC, and measure it."""
-    digest, samples, peak = hashlib.sha256(), 0, 0.0
+    digest, edges, peak = hashlib.sha256(), _Edges(), 0.0
     with _Flac(target) as output:
         for block in decode_blocks(path, track.seconds):
             if fingerprinter:
@@ -126,9 +132,44 @@ def _transcode(scan: Scan, track: Track, path: Path, target: Path, fingerprinter
             peak = max(peak, float(np.abs(block).max()))
             sound = to_int16(block * np.float32(scan.gain))
             digest.update(sound.astype("<i2").tobytes())
-            samples += len(sound)
+            edges.push(sound)
             output.write(sound)
-    return replace(scan, samples=samples, peak=peak, audio_sha256=digest.hexdigest())
+    start, stop = edges.found()
+    trimmed = edges.samples - (stop - start)
+    return replace(scan, start=start, samples=stop - start, trimmed=trimmed, peak=peak, audio_sha256=digest.hexdigest())
+
+
+class _Edges:
+    """Where a stream of int16 blocks begins to sound, and where it ends.
+
+    What lies outside is no music: a model that learns from seconds of it stays silent once it has fallen silent.
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._rest = np.zeros(0, np.int16)
+        self._first = self._last = -1  # of the frames that sound
+
+    def push(self, block: np.ndarray) -> None:
+        """The next samples."""
+        begin = (self.samples - len(self._rest)) // HOP_LENGTH
+        sound = np.concatenate([self._rest, block])
+        frames, self._rest = np.split(sound, [len(sound) // HOP_LENGTH * HOP_LENGTH])
+        power = np.mean(to_float32(frames).reshape(-1, HOP_LENGTH) ** 2, axis=1)
+        loud = begin + np.flatnonzero(power > _SILENCE)
+        if len(loud):
+            self._last = int(loud[-1])
+            self._first = int(loud[0]) if self._first < 0 else self._first
+        self.samples += len(block)
+
+    def found(self) -> tuple[int, int]:
+        """The first sample that is used and the one after the last; all are, if none of it is loud enough to tell."""
+        if self._first < 0:
+            return 0, self.samples
+        stop = (self._last + 1 + _MARGIN_FRAMES) * HOP_LENGTH
+        # Less than a frame that is left over is no silence to speak of.
+        stop = self.samples if self.samples < stop + HOP_LENGTH else stop
+        return max(0, self._first - _MARGIN_FRAMES) * HOP_LENGTH, stop
 
 
 class _Flac:

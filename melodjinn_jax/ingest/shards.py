@@ -37,6 +37,8 @@ class ShardTrack:
     """A track that a shard takes in."""
 
     id: str
+    start: int
+    """The first sample of the scanned sound that is taken; a multiple of the hop length."""
     samples: int
     provenance: dict[str, Any]
 
@@ -150,6 +152,7 @@ class _Lane:
         self._track, self._size, self._hop = track, chunk_frames, hop_length
         self._frames = math.ceil(track.samples / hop_length)
         self._file = soundfile.SoundFile(audio_file(tracks, track.id))
+        self._file.seek(track.start)
         self._done = 0
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -161,8 +164,9 @@ class _Lane:
     def read(self) -> np.ndarray:
         """The next chunk, int16 `[F * H]`; after the track's end, silence. Raises `UserError` for a damaged scan."""
         size = self._size * self._hop
-        samples = self._file.read(size, dtype="int16")
-        if len(samples) < min(size, self._track.samples - self._done * self._hop):
+        wanted = min(size, self._track.samples - self._done * self._hop)
+        samples = self._file.read(wanted, dtype="int16")
+        if len(samples) < wanted:
             raise UserError(
                 f"{self._file.name} is shorter than the scan of it said: remove it and its .json, run again"
             )
@@ -182,7 +186,7 @@ class _Lane:
         self._done += fresh
         if self.is_done:
             self._file.close()
-        start = self._done - self._size
+        start = self._track.start // self._hop + self._done - self._size
         if np.abs(waveform.astype(np.int32)).max() < SILENT_PEAK:
             counts.silent_records += 1
         else:

@@ -81,6 +81,7 @@ def summarize(plan: Plan, decision: Decision, counts: Sequence[Counts]) -> dict[
         "rejected": dict(Counter(one.kind for one in decision.rejected).most_common()),
         "same_recordings": sorted(groups.values()),
         "artists_in_several_splits": decision.shares_artists,
+        "trimmed_seconds": round(sum(one.scan.trimmed for one in decision.kept) / SAMPLE_RATE, 1),
         "silent_records": sum(one.silent_records for one in counts),
         "repeated_frames": sum(one.repeated_frames for one in counts),
     }
