@@ -45,6 +45,21 @@ def test_polarity_and_the_start_of_the_clip_do_not_matter():
     assert match_onsets(later, detector(cut), start=1, stop=31).f1 > 0.99
 
 
+def test_the_end_of_a_clip_is_no_hit(rng):
+    # A kick that is cut off while it rings: the step there is like an attack to whoever listens past it.
+    times = np.arange(24 * HOP) / 24000
+    kick = np.sin(2 * np.pi * 47 * times) * np.minimum(1, times / 0.003) * np.exp(-4 * times)
+    noise = rng.normal(size=(2, len(times))) * np.exp(np.array([[-20], [-40]]) * times)
+    drums = np.stack([sound / np.abs(sound).max() for sound in (kick, *noise)]).astype(np.float32)
+    starts = np.arange(8 * HOP, (FRAMES - 2) * HOP, HOP + 37)
+    clips = np.zeros((len(starts), FRAMES * HOP), np.float32)
+    for clip, start in zip(clips, starts, strict=True):
+        clip[start:][: len(times)] = drums[0, : len(clip) - start]
+    found = OnsetDetector(drums, 24000, HOP)(clips)
+    assert [[onset.drum for onset in onsets] for onsets in found] == [[0]] * len(starts)
+    assert all(abs(onsets[0].frame - start / HOP) < 1 for onsets, start in zip(found, starts, strict=True))
+
+
 def test_silence_and_empty_batches_have_no_onsets():
     detector, waveforms, _ = play(WORLDS["random"])
     assert detector(np.zeros_like(waveforms[:3])) == [[], [], []]

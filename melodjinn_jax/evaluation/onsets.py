@@ -88,7 +88,7 @@ class OnsetDetector:
     def __call__(self, waveforms: np.ndarray) -> list[list[Onset]]:
         """The onsets in each clip, in order of time.
 
-        Hits in the last quarter frame of a clip can hardly be heard, and in its first frame they are hard to tell from
+        Hits in the second half of a clip's last frame are not heard, and in its first frame they are hard to tell from
         tails of hits before it: compare from frame 1 on. Tails alone give no onset; nor does a hit that is 0.4 times as
         strong as another within two frames, or less.
 
@@ -148,7 +148,8 @@ def _activations(
     """Gain of each one-shot starting at each hop, [B, N, hops], from waveforms [B, samples].
 
     Onsets before the clip are solved for as well, so that they and no false hits explain the tails it starts with;
-    the columns whose windows reach back before the clip are not looked at.
+    the columns whose windows reach beyond the clip, before it or after it, are not looked at. (Where a clip is cut
+    off within a ringing kick, such a window holds a step, whose spectrum is that of an attack.)
 
     Time and clips share one axis, time first: a shift by `l` hops is then a shift by `l * B` of a flat array, and each
     iteration is two matrix products and two reshapes.
@@ -156,7 +157,8 @@ def _activations(
     bands, num_drums, width = templates.shape
     B = waveform.shape[0]
     unseen = _WINDOW_HOPS // 2
-    observed = _magnitudes(waveform, sample_rate, hop)[:, unseen:]
+    magnitudes = _magnitudes(waveform, sample_rate, hop)
+    observed = magnitudes[:, unseen : magnitudes.shape[1] - unseen + 1]
     T = observed.shape[1]
     starts = T + width - 1  # onset index i is hop i - (width - 1) + unseen + _LEAD_HOPS
     target = (observed * weights).transpose(2, 1, 0).reshape(bands, T * B) + _FLOOR
@@ -187,7 +189,7 @@ def _activations(
     first = width - 1 - unseen - _LEAD_HOPS
     # Too short a template cannot start before the clip: then the first hops have no activation.
     timeline = jnp.pad(gains.reshape(num_drums, starts, B), ((0, 0), (max(0, -first), 0), (0, 0)))[:, max(0, first) :]
-    return timeline[:, : T + unseen].transpose(2, 0, 1)
+    return timeline.transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
