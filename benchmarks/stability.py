@@ -106,7 +106,7 @@ def show_run(run: Run, clips: Clips, minutes: float) -> None:
     }
     names = ("decisions_per_second", "bits_per_second", "leakage")
     names += ("long_level_difference_db", "long_silence_difference", "long_drift_db")
-    cells = [f"{m.value:.2f} [{m.low:.2f}, {m.high:.2f}]" for m in (measures[name] for name in names)]
+    cells = [f"{m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for m in (measures[name] for name in names)]
     crop, same = run.config.training.crop_frames, "-"
     if crop < clips.codes.shape[1]:  # else a crop is the whole clip
         same = f"{crop_agreement(clips.keys, hear_crops(instrument, clips, crop)):.3f}"
