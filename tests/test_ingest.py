@@ -114,29 +114,6 @@ def test_silence_at_the_ends_is_cut_off_and_the_places_of_records_stay_true(tmp_
     assert summary["hours"] * 3600 == pytest.approx(8 + 2 * 19 * HOP_LENGTH / SAMPLE_RATE, abs=0.2)
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([0, 20, 3000]), st.integers(1, 9000)), max_size=6),
-    st.lists(st.integers(1, 5000), max_size=8),
-)
-def test_edges_are_found_wherever_the_blocks_are_cut(parts, cuts):
-    sound = np.concatenate([np.zeros(0, np.int16), *(np.full(n, level, np.int16) for level, n in parts)])
-    edges = scan._Edges()
-    for block in np.split(sound, np.minimum(np.cumsum(cuts), len(sound)) if cuts else []):
-        edges.push(block)
-    start, stop = edges.found()
-    frames = sound[: len(sound) // HOP_LENGTH * HOP_LENGTH].reshape(-1, HOP_LENGTH).astype(np.float64)
-    loud = np.flatnonzero((frames**2).mean(axis=1) > 1e-6 * 32768**2)
-    assert start % HOP_LENGTH == 0
-    assert 0 <= start <= stop <= len(sound) == edges.samples
-    if not len(loud):
-        assert (start, stop) == (0, len(sound))
-        return
-    before, after = loud[0] * HOP_LENGTH - start, stop - (loud[-1] + 1) * HOP_LENGTH
-    assert before == min(19, loud[0]) * HOP_LENGTH
-    assert after >= min(19 * HOP_LENGTH, len(sound) - (loud[-1] + 1) * HOP_LENGTH)
-    assert after < 20 * HOP_LENGTH
-
-
 def test_artists_stay_in_one_split_and_no_split_is_empty(dataset):
     splits: dict[str, set[str]] = {}
     for split, record in records_of(dataset):

@@ -99,8 +99,8 @@ def _too_short(scan: Scan, min_samples: int) -> str | None:
     if scan.samples >= min_samples:
         return None
     seconds, least = scan.samples / SAMPLE_RATE, min_samples / SAMPLE_RATE
-    sounds = "sounds" if scan.trimmed else "lasts"
-    return f"too short: it {sounds} {seconds:.2f} s, and a record {least:g} s (--chunk-frames)"
+    apart = " without the silence at its ends" if scan.trimmed else ""
+    return f"too short: it lasts {seconds:.2f} s{apart}, and a record {least:g} s (--chunk-frames)"
 
 
 def _without_copies(tracks: Sequence[Track], scans: Mapping[str, Scan]) -> tuple[list[Track], list[Rejected]]:
