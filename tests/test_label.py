@@ -13,7 +13,7 @@ from music_world import CHUNK, codec, track, write_music
 from melodjinn_jax.config import LatentActionConfig
 from melodjinn_jax.data.audio import to_float32
 from melodjinn_jax.data.dataset import open_dataset
-from melodjinn_jax.data.labels import find_labels, labels_folder, shard_names
+from melodjinn_jax.data.labels import encode_label, find_labels, labels_folder, shard_names
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation import actions, labelling
 from melodjinn_jax.evaluation.labelling import label_dataset
@@ -72,6 +72,19 @@ def test_labels_of_a_chunked_track_are_those_of_the_whole(dataset, stride, monke
                 block = (start + record["first_frame"]) // stride
                 assert len(record["actions"]) == (CHUNK - record["first_frame"]) // stride - 1
                 np.testing.assert_array_equal(record["actions"], whole[block:][: len(record["actions"])])
+
+
+def test_what_lies_before_the_first_record_is_silence_and_not_decoded(dataset, monkeypatch):
+    given = []
+    monkeypatch.setattr(Run, "heard", lambda run, recording, codes: given.append((recording, codes)) or recording)
+    run, source = make_run(4), dataset.source("train")
+    (index,) = (i for i in range(len(source)) if source[i]["id"] == "b/0000000")
+    record = source[index]
+    label = labelling.track_labels(run, source, {index: 19})[index]
+    np.testing.assert_array_equal(given[0][0][0], record["waveform"])
+    np.testing.assert_array_equal(given[0][1][0], record["codes"])
+    whole = np.concatenate([np.zeros((19, 320), np.int16), record["waveform"]])
+    assert label == encode_label(1, actions.encode_track(run, whole)[5:][: (CHUNK - 1) // 4 - 1])
 
 
 def test_the_datasets_own_files_do_not_change_and_several_labels_stand_side_by_side(copy):

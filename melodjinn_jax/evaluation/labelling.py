@@ -88,7 +88,10 @@ def track_labels(run: Run, source: RecordSource, starts: dict[int, int]) -> dict
         patches[start : start + frames] = record["waveform"]
         codes[start : start + frames] = record["codes"]
         is_silent[start : start + frames] = False
-    heard = run.heard(patches[None], codes[None])[0]
+    # What lies before was never encoded: no codec is to decode it, and to remember it.
+    begin = min(starts.values())
+    heard = np.zeros_like(patches)
+    heard[begin:] = run.heard(patches[None, begin:], codes[None, begin:])[0]
     keys = encode_track(run, np.where(is_silent[:, None], 0, heard).astype(np.int16))
     labels = {}
     for index, start in starts.items():

@@ -155,21 +155,28 @@ class _Edges:
         begin = (self.samples - len(self._rest)) // HOP_LENGTH
         sound = np.concatenate([self._rest, block])
         frames, self._rest = np.split(sound, [len(sound) // HOP_LENGTH * HOP_LENGTH])
+        self._judge(begin, frames)
+        self.samples += len(block)
+
+    def _judge(self, begin: int, frames: np.ndarray) -> None:
+        """Look at whole frames, of which the first is number `begin`."""
         power = np.mean(to_float32(frames).reshape(-1, HOP_LENGTH) ** 2, axis=1)
         loud = begin + np.flatnonzero(power > _SILENCE)
         if len(loud):
             self._last = int(loud[-1])
             self._first = int(loud[0]) if self._first < 0 else self._first
-        self.samples += len(block)
 
     def found(self) -> tuple[int, int]:
-        """The first sample that is used and the one after the last; all are, if none of it is loud enough to tell."""
+        """At the stream's end, the first sample that is used and the one after the last.
+
+        All are used, if none of it is loud enough to tell.
+        """
+        if len(self._rest):
+            self._judge(self.samples // HOP_LENGTH, np.pad(self._rest, (0, HOP_LENGTH - len(self._rest))))
         if self._first < 0:
             return 0, self.samples
         stop = (self._last + 1 + _MARGIN_FRAMES) * HOP_LENGTH
-        # Less than a frame that is left over is no silence to speak of.
-        stop = self.samples if self.samples < stop + HOP_LENGTH else stop
-        return max(0, self._first - _MARGIN_FRAMES) * HOP_LENGTH, stop
+        return max(0, self._first - _MARGIN_FRAMES) * HOP_LENGTH, min(self.samples, stop)
 
 
 class _Flac:
