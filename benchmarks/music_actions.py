@@ -8,9 +8,9 @@
 Every variant (`VARIANTS`) is a run of experiments/electronic_small.py with another LAM or training. For each action
 stride, and whatever else decides what a model sees of the clips (`SHARED`), one more run is trained without actions, as
 a *deaf* model of the same size: the gain over it is what actions really tell, for a model that was trained with actions
-may be lost without them.
-Finished runs are kept in --output and not trained again. Tables of six hours of music have `--clips 108`, four of each
-test track, or 216; those with one continuation of each clip were made with `--takes 1`.
+may be lost without them. Finished runs are kept in --output and not trained again: for a DATASET made anew give
+another. Tables of six hours of music have `--clips 108`, four of each test track, or 216; those with one continuation
+of each clip were made with `--takes 1`.
 The table has the measures of docs/meaning.md on the held-out tracks: medians over seeds, and the widest intervals.
 """
 
@@ -49,7 +49,7 @@ UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.38, window="4"),
-    # Fewer events; those below differ from it in one more thing.
+    # Fewer events: what unmasked, lightly, spliced, merged and collapsed are to be compared with.
     "third/8": lam("spectra", 8, 0.33, window="4"),
     # Finer, at as many bits a second.
     "near/6": lam("spectra", 6, 0.26, window="4")

@@ -40,7 +40,7 @@ def get_config() -> Config:
             kl_weight=0.0005,
             # Four kinds of events, among the blocks about which there is most to say. Music has no clusters to be found
             # and merged, as drums have. With a share of .33 the weaker kinds lie so near to NOOP that more of their
-            # presses are heard as nothing (recovery .81 and .80, not .84 and .83).
+            # presses are heard as nothing (docs/research/music_actions.md).
             max_codes=5,
             event_share=0.38,
             merge="none",
