@@ -47,18 +47,19 @@ def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str
 
 UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
+THIRD = lam("spectra", 8, 0.33, window="4")
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.38, window="4"),
     # Fewer events: what unmasked, lightly, spliced, merged and collapsed are to be compared with.
-    "third/8": lam("spectra", 8, 0.33, window="4"),
+    "third/8": THIRD,
     # Finer, at as many bits a second.
     "near/6": lam("spectra", 6, 0.26, window="4")
     | {"evaluation.prompt-frames": "66", "dynamics.practice-rate": "0.04"},
     # All of the context is seen, not masked as in the drum world, or most of it.
-    "unmasked/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.max-mask-rate": "0"},
-    "lightly/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.max-mask-rate": "0.3"},
+    "unmasked/8": THIRD | {"dynamics.max-mask-rate": "0"},
+    "lightly/8": THIRD | {"dynamics.max-mask-rate": "0.3"},
     # As in the drum world: clips are spliced, codes merge by effect, repeats are credited to the first.
-    "spliced/8": lam("spectra", 8, 0.33, window="4") | {"dynamics.splice-probability": "0.5"},
+    "spliced/8": THIRD | {"dynamics.splice-probability": "0.5"},
     "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16", merge_error="0.7"),
     "collapsed/8": lam("spectra", 8, 0.33, window="4", collapse_frames="2"),
     # Longer crops and clips, for these must hold some blocks, and fewer crops.

@@ -1,6 +1,5 @@
 """From a folder of audio to a DATASET: every track in or out for a true reason, copies together, kills forgotten."""
 
-import base64
 import errno
 import json
 import os
@@ -14,8 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
 from ingest_stubs import EnergyCodec, tune, use_energy_codec, write_collection
 
 from data_pipelines import folder as pipeline
@@ -23,14 +20,12 @@ from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_int16
 from melodjinn_jax.data.dataset import Dataset, open_dataset
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.ingest import local, run, scan
-from melodjinn_jax.ingest.decide import decide
 from melodjinn_jax.ingest.decode import decode_blocks
 from melodjinn_jax.ingest.fetch import Fetched, LocalFolder
 from melodjinn_jax.ingest.plan import Fractions
 from melodjinn_jax.ingest.run import IngestOptions, ingest
-from melodjinn_jax.ingest.scan import Scan
 from melodjinn_jax.ingest.sources.folder import plan_folder
-from melodjinn_jax.ingest.track import SPLITS, Plan, Track
+from melodjinn_jax.ingest.track import SPLITS, Plan
 from melodjinn_jax.ingest.workplace import claimed, partial_folder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -408,45 +403,6 @@ def test_killed_before_any_rename_and_started_again_the_bytes_are_the_same(tmp_p
         made = open_dataset(tmp_path / "out" / str(kill))
         assert {file.name: file.read_bytes() for file in made.path.rglob("*") if file.is_file()} == reference
     assert sorted(os.listdir(tmp_path / "out")) == sorted(["reference", *map(str, range(kills + 1))])
-
-
-def fake_scan(track: Track, words: np.ndarray, samples: int, sound: str) -> Scan:
-    text = base64.b64encode(words.astype("<u4").tobytes()).decode()
-    return Scan(track.id, samples=samples, file_sha256=track.id, audio_sha256=sound, words=text)
-
-
-@given(st.data())
-def test_nothing_is_lost_and_no_recording_or_artist_spans_splits(data):
-    count = data.draw(st.integers(1, 12))
-    official = data.draw(st.booleans())
-    recordings = [np.random.default_rng(seed).integers(1, 1 << 20, 60).astype(np.uint32) for seed in range(5)]
-    tracks, scans, recording_of = [], {}, {}
-    for index in range(count):
-        split = data.draw(st.sampled_from(SPLITS)) if official else None
-        artist = data.draw(st.sampled_from(["a", "b", "c", None]))
-        track = Track(f"t{index:02d}", f"t{index}", artist, "CC0", split=split)
-        recording = data.draw(st.integers(0, 4))
-        words = recordings[recording] ^ (np.arange(60) % 7 == 0) * np.uint32(1 << index)
-        scans[track.id] = fake_scan(track, words, data.draw(st.integers(50, 300)), f"s{data.draw(st.integers(0, 30))}")
-        tracks.append(track)
-        recording_of[track.id] = recording
-    decision = decide(tracks, scans, 100, Fractions(0.3, 0.3))
-    kept = {one.track.id: one.track.split for one in decision.kept}
-    out = {one.id: one.reason for one in decision.rejected}
-    assert sorted([*kept, *out]) == [track.id for track in tracks]
-    assert all(("too short" in reason) == (scans[name].samples < 100) for name, reason in out.items())
-    for recording in range(5):
-        assert len({split for name, split in kept.items() if recording_of[name] == recording}) <= 1
-    artists: dict[str, set] = {}
-    for one in decision.kept:
-        if one.track.artist and not official and not decision.shares_artists:
-            artists.setdefault(one.track.artist, set()).add(one.track.split)
-    assert all(len(splits) == 1 for splits in artists.values())
-    if official:
-        assert all(track.split == kept[track.id] for track in tracks if track.id in kept)
-    elif kept:
-        assert "train" in kept.values()
-    assert decision == decide(tracks[::-1], scans, 100, Fractions(0.3, 0.3))
 
 
 LATIN_1 = b"latin-\xe9.wav".decode(errors="surrogateescape")

@@ -12,6 +12,8 @@ from melodjinn_jax.errors import UserError
 
 SAMPLE_RATE = 24000
 HOP_LENGTH = 320
+SILENCE_DB = -60.0
+"""What is fainter than this, in decibels of full scale, is silence to a listener."""
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff"})
 
 _FULL_SCALE = 32768  # a power of two, so int16 -> float32 -> int16 is exact

@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from melodjinn_jax.data.audio import SILENCE_DB
 from melodjinn_jax.evaluation.onsets import log_mel, mel_power
 
 DECIBELS_PER_NEPER = 10 / np.log(10)
-# What is fainter than this, in decibels of full scale, is silence to a listener.
-SILENCE_DB = -60.0
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 _ONSET_WINDOW, _ONSET_FFT, _ONSET_BANDS = 480, 1024, 36

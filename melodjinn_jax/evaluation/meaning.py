@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from melodjinn_jax.data.audio import SILENCE_DB
 from melodjinn_jax.evaluation.bootstrap import Estimate, Statistic, estimate, mean_of, ratio_of
 from melodjinn_jax.evaluation.delta_control import control, shuffled
-from melodjinn_jax.evaluation.descriptors import SILENCE_DB, levels
+from melodjinn_jax.evaluation.descriptors import levels
 from melodjinn_jax.evaluation.effects import Clips, Effects, consistency, f_ratio, measure_effects, told_apart
 from melodjinn_jax.evaluation.instrument import Instrument
 

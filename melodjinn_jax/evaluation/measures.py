@@ -8,7 +8,8 @@ import numpy as np
 import optax
 
 from melodjinn_jax.codecs import Codec
-from melodjinn_jax.evaluation.descriptors import DECIBELS_PER_NEPER, SILENCE_DB
+from melodjinn_jax.data.audio import SILENCE_DB
+from melodjinn_jax.evaluation.descriptors import DECIBELS_PER_NEPER
 from melodjinn_jax.evaluation.onsets import log_mel
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.models.dynamics import DynamicsModel

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from melodjinn_jax.data.audio import to_int16
+from melodjinn_jax.data.audio import SILENCE_DB, to_int16
 from melodjinn_jax.errors import UserError
 from melodjinn_jax.evaluation.actions import encode_track, extract_actions
-from melodjinn_jax.evaluation.descriptors import SILENCE_DB, correlations, levels, onset_strength, spectrum
+from melodjinn_jax.evaluation.descriptors import correlations, levels, onset_strength, spectrum
 from melodjinn_jax.live.generator import generate
 from melodjinn_jax.models.latent_action import receptive_field
 from melodjinn_jax.training.run import Run

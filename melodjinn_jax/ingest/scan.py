@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, to_float32, to_int16
+from melodjinn_jax.data.audio import HOP_LENGTH, SAMPLE_RATE, SILENCE_DB, to_float32, to_int16
 from melodjinn_jax.data.files import file_sha256, write_atomically
 from melodjinn_jax.ingest.decode import RejectedError, decode_blocks, read_header
 from melodjinn_jax.ingest.fingerprint import Fingerprinter
@@ -25,8 +25,7 @@ from melodjinn_jax.ingest.track import Track
 
 SILENT_PEAK = 4
 """int16 units, -78 dB of full scale: a recording that never reaches it is silent."""
-_SILENCE = 1e-6  # mean square of a frame, -60 dB of full scale, up to which the ends of a recording are cut off
-_MARGIN_FRAMES = 19  # .25 s of that silence stay
+_MARGIN_FRAMES = 19  # .25 s of the silence at the ends of a recording stay
 _ROOM = 1 << 20  # bytes below which a disk counts as full
 _WORDS = np.dtype("<u4")
 
@@ -161,7 +160,7 @@ class _Edges:
     def _judge(self, begin: int, frames: np.ndarray) -> None:
         """Look at whole frames, of which the first is number `begin`."""
         power = np.mean(to_float32(frames).reshape(-1, HOP_LENGTH) ** 2, axis=1)
-        loud = begin + np.flatnonzero(power > _SILENCE)
+        loud = begin + np.flatnonzero(power > 10 ** (SILENCE_DB / 10))
         if len(loud):
             self._last = int(loud[-1])
             self._first = int(loud[0]) if self._first < 0 else self._first
