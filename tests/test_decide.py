@@ -1,6 +1,7 @@
 """What becomes of scanned tracks: all are accounted for, and no recording or artist is on both sides."""
 
 import base64
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -49,3 +50,14 @@ def test_nothing_is_lost_and_no_recording_or_artist_spans_splits(data):
     elif kept:
         assert "train" in kept.values()
     assert decision == decide(tracks[::-1], scans, 100, Fractions(0.3, 0.3))
+
+
+def test_a_track_that_its_silent_ends_made_too_short_is_told_so():
+    tracks = [Track(name, name, None, "CC0") for name in ("cut", "whole")]
+    scans = {track.id: fake_scan(track, np.arange(60), 2400, track.id) for track in tracks}
+    scans["cut"] = replace(scans["cut"], trimmed=24000)
+    decision = decide(tracks, scans, 24000, Fractions(0.3, 0.3))
+    assert {one.id: one.reason for one in decision.rejected} == {
+        "cut": "too short: it lasts 0.10 s without the silence at its ends, and a record 1 s (--chunk-frames)",
+        "whole": "too short: it lasts 0.10 s, and a record 1 s (--chunk-frames)",
+    }

@@ -112,6 +112,24 @@ def test_silent_records_are_left_out(library, tmp_path):
     assert counts.silent_records == 2
 
 
+def test_a_track_taken_from_later_on_keeps_its_places(library):
+    """Where the silence before a recording was cut off, records say where in the recording they are."""
+    folder, sounds = library
+    skipped, codec = 4, EnergyCodec()
+    sound = sounds["track1"][skipped * HOP_LENGTH :]
+    unit = split_units("train", [ShardTrack("track1", skipped * HOP_LENGTH, len(sound), {})], 1, CHUNK)[0]
+    records = list(unit_records(unit, folder / TRACKS, codec, Counts()))
+    # As long as three chunks but for what is skipped, so that the last record ends with the track.
+    assert [record.provenance["start_frame"] for record in records] == [skipped, skipped + CHUNK, 2 * CHUNK]
+    frames = sounds["track1"].reshape(-1, HOP_LENGTH)
+    codes = codec.encode(to_float32(sound).reshape(1, -1))[0]
+    for record in records:
+        start = record.provenance["start_frame"]
+        assert record.id == f"track1/{start:07d}"
+        np.testing.assert_array_equal(record.waveform, frames[start : start + CHUNK])
+        np.testing.assert_array_equal(record.codes, codes[start - skipped :][:CHUNK])
+
+
 def test_every_track_is_in_the_shard_of_its_hash(library):
     _, sounds = library
     units = units_of(sounds, 3)
