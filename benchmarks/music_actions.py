@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str, str]:
     """Settings of a latent action model, which sees 47 blocks in all but for what `more` says."""
-    price = {"mel": ".003", "spectra": ".0005"}[features]
+    price = {"mel": ".003", "spectra": ".0005", "waveform": ".00005", "normalized": ".00005"}[features]
     chosen = {"features": features, "action-stride": str(stride), "kl-weight": price}
     chosen |= {"event-share": str(event_share), "window": "24"}
     return {f"latent_actions.{name}": value for name, value in (chosen | more).items()}
@@ -50,7 +50,18 @@ FROM_THE_INPUT = {"dynamics.action-block": "0"}
 THIRD = lam("spectra", 8, 0.33, window="4")
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.38, window="4"),
-    # Fewer events: what unmasked, lightly, spliced, merged and collapsed are to be compared with.
+    # Other numbers of kinds, other eyes.
+    "three/8": lam("spectra", 8, 0.38, window="4", max_codes="4"),
+    "eight/8": lam("spectra", 8, 0.38, window="4", max_codes="9"),
+    "waveform/8": lam("waveform", 8, 0.38, window="4"),
+    "normalized/8": lam("normalized", 8, 0.38, window="4"),
+    # As in the drum world: clips are spliced, codes merge by effect, repeats are credited to the first.
+    "spliced/8": lam("spectra", 8, 0.38, window="4") | {"dynamics.splice-probability": "0.5"},
+    "merged/8": lam("spectra", 8, 0.38, window="4", merge="effect", max_codes="16", merge_error="0.7"),
+    "collapsed/8": lam("spectra", 8, 0.38, window="4", collapse_frames="2"),
+    # Single frames, at as many bits a second; the LAM hears nearly as far back.
+    "spectra/1": lam("spectra", 1, 0.02),
+    # Fewer events: what unmasked and lightly are to be compared with.
     "third/8": THIRD,
     # Finer, at as many bits a second.
     "near/6": lam("spectra", 6, 0.26, window="4")
@@ -58,10 +69,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     # All of the context is seen, not masked as in the drum world, or most of it.
     "unmasked/8": THIRD | {"dynamics.max-mask-rate": "0"},
     "lightly/8": THIRD | {"dynamics.max-mask-rate": "0.3"},
-    # As in the drum world: clips are spliced, codes merge by effect, repeats are credited to the first.
-    "spliced/8": THIRD | {"dynamics.splice-probability": "0.5"},
-    "merged/8": lam("spectra", 8, 0.33, window="4", merge="effect", max_codes="16", merge_error="0.7"),
-    "collapsed/8": lam("spectra", 8, 0.33, window="4", collapse_frames="2"),
     # Longer crops and clips, for these must hold some blocks, and fewer crops.
     "spectra/64": lam("spectra", 64, 0.75, window="2")
     | UNPRACTISED
