@@ -50,11 +50,12 @@ FROM_THE_INPUT = {"dynamics.action-block": "0"}
 THIRD = lam("spectra", 8, 0.33, window="4")
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": lam("spectra", 8, 0.38, window="4"),
-    # Other numbers of kinds, other eyes.
-    "three/8": lam("spectra", 8, 0.38, window="4", max_codes="4"),
-    "eight/8": lam("spectra", 8, 0.38, window="4", max_codes="9"),
+    # Other features, other numbers of kinds.
+    "mel/8": lam("mel", 8, 0.38, window="4"),
     "waveform/8": lam("waveform", 8, 0.38, window="4"),
     "normalized/8": lam("normalized", 8, 0.38, window="4"),
+    "three/8": lam("spectra", 8, 0.38, window="4", max_codes="4"),
+    "eight/8": lam("spectra", 8, 0.38, window="4", max_codes="9"),
     # As in the drum world: clips are spliced, codes merge by effect, repeats are credited to the first.
     "spliced/8": lam("spectra", 8, 0.38, window="4") | {"dynamics.splice-probability": "0.5"},
     "merged/8": lam("spectra", 8, 0.38, window="4", merge="effect", max_codes="16", merge_error="0.7"),
@@ -85,7 +86,6 @@ VARIANTS: dict[str, dict[str, str]] = {
     "earlier/8": lam("spectra", 8, 0.33)
     | FROM_THE_INPUT
     | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
-    "mel/8": lam("mel", 8, 0.33),
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
     "spectra/4": lam("spectra", 4, 0.2),
