@@ -50,11 +50,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "one_shots")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
-    for name, (suite, seeds) in plan(arguments.drums, arguments.output.resolve()).items():
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            jobs = [
-                pool.submit(train, name.replace(" ", "_"), suite, seed, arguments.output, []) for seed in range(seeds)
-            ]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = {}
+        for name, (suite, seeds) in plan(arguments.drums, arguments.output.resolve()).items():
+            folder = name.replace(" ", "_")
+            runs[name] = [pool.submit(train, folder, suite, seed, arguments.output, []) for seed in range(seeds)]
+        for name, jobs in runs.items():
             show(name, [job.result() for job in jobs])
     return 0
 
