@@ -39,6 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str, str]:
     """Settings of a latent action model, which sees 47 blocks in all but for what `more` says."""
+    # At the price of spectra nothing is told of samples.
     price = {"mel": ".003", "spectra": ".0005", "waveform": ".00005", "normalized": ".00005"}[features]
     chosen = {"features": features, "action-stride": str(stride), "kl-weight": price}
     chosen |= {"event-share": str(event_share), "window": "24"}
@@ -47,20 +48,21 @@ def lam(features: str, stride: int, event_share: float, **more: str) -> dict[str
 
 UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
+RECIPE = lam("spectra", 8, 0.38, window="4")
 THIRD = lam("spectra", 8, 0.33, window="4")
 VARIANTS: dict[str, dict[str, str]] = {
-    "spectra/8": lam("spectra", 8, 0.38, window="4"),
+    "spectra/8": RECIPE,
     # Other features, other numbers of kinds.
     "mel/8": lam("mel", 8, 0.38, window="4"),
     "waveform/8": lam("waveform", 8, 0.38, window="4"),
     "normalized/8": lam("normalized", 8, 0.38, window="4"),
-    "three/8": lam("spectra", 8, 0.38, window="4", max_codes="4"),
-    "eight/8": lam("spectra", 8, 0.38, window="4", max_codes="9"),
+    "three/8": RECIPE | {"latent_actions.max_codes": "4"},
+    "eight/8": RECIPE | {"latent_actions.max_codes": "9"},
     # As in the drum world: clips are spliced, codes merge by effect, repeats are credited to the first.
-    "spliced/8": lam("spectra", 8, 0.38, window="4") | {"dynamics.splice-probability": "0.5"},
+    "spliced/8": RECIPE | {"dynamics.splice-probability": "0.5"},
     "merged/8": lam("spectra", 8, 0.38, window="4", merge="effect", max_codes="16", merge_error="0.7"),
-    "collapsed/8": lam("spectra", 8, 0.38, window="4", collapse_frames="2"),
-    # Single frames, at as many bits a second; the LAM hears nearly as far back.
+    "collapsed/8": RECIPE | {"latent_actions.collapse_frames": "2"},
+    # Single frames; the LAM hears nearly as far back.
     "spectra/1": lam("spectra", 1, 0.02),
     # Fewer events: what unmasked and lightly are to be compared with.
     "third/8": THIRD,
