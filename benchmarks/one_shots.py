@@ -3,7 +3,8 @@
     python benchmarks/one_shots.py --drums ../shared/data/drums
 
 The folder holds the recordings named below (CC0 or public domain: Sonic Pi's samples, TR-505). The first trio runs
-five seeds, the others one each, and one trio again with random velocities.
+five seeds, the others one each, and one trio again with random velocities. Finished runs are kept in --output and not
+trained again: after a change of the experiment give another.
 """
 
 import argparse
@@ -50,11 +51,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "one_shots")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
+    output = arguments.output.resolve()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = {}
-        for name, (suite, seeds) in plan(arguments.drums, arguments.output.resolve()).items():
+        for name, (suite, seeds) in plan(arguments.drums, output).items():
             folder = name.replace(" ", "_")
-            runs[name] = [pool.submit(train, folder, suite, seed, arguments.output, []) for seed in range(seeds)]
+            runs[name] = [pool.submit(train, folder, suite, seed, output, []) for seed in range(seeds)]
         for name, jobs in runs.items():
             show(name, [job.result() for job in jobs])
     return 0

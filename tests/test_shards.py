@@ -119,7 +119,7 @@ def test_a_track_taken_from_later_on_keeps_its_places(library):
     sound = sounds["track1"][skipped * HOP_LENGTH :]
     unit = split_units("train", [ShardTrack("track1", skipped * HOP_LENGTH, len(sound), {})], 1, CHUNK)[0]
     records = list(unit_records(unit, folder / TRACKS, codec, Counts()))
-    # As long as three chunks but for what is skipped, so that the last record ends with the track.
+    # The track has three chunks; without what is skipped the third is cut short, so that its record begins earlier.
     assert [record.provenance["start_frame"] for record in records] == [skipped, skipped + CHUNK, 2 * CHUNK]
     frames = sounds["track1"].reshape(-1, HOP_LENGTH)
     codes = codec.encode(to_float32(sound).reshape(1, -1))[0]
