@@ -50,6 +50,7 @@ UNPRACTISED = {"dynamics.practice-rate": "0"}
 FROM_THE_INPUT = {"dynamics.action-block": "0"}
 RECIPE = lam("spectra", 8, 0.38, window="4")
 THIRD = lam("spectra", 8, 0.33, window="4")
+FAR = lam("spectra", 8, 0.33)
 VARIANTS: dict[str, dict[str, str]] = {
     "spectra/8": RECIPE,
     # Other features, other numbers of kinds.
@@ -77,17 +78,15 @@ VARIANTS: dict[str, dict[str, str]] = {
     | UNPRACTISED
     | {"training.crop-frames": "256", "training.batch-size": "3", "evaluation.frames": "448"},
     # Hears further back than a crop of training reaches, as all those below do: they are to be compared with this one.
-    "far/8": lam("spectra", 8, 0.33),
-    "unpractised/8": lam("spectra", 8, 0.33) | UNPRACTISED,
+    "far/8": FAR,
+    "unpractised/8": FAR | UNPRACTISED,
     # All of the model hears of actions.
-    "input/8": lam("spectra", 8, 0.33) | FROM_THE_INPUT,
+    "input/8": FAR | FROM_THE_INPUT,
     # Learns the music first, and its actions on top.
-    "late/8": lam("spectra", 8, 0.33)
+    "late/8": FAR
     | FROM_THE_INPUT
     | {"dynamics.actions-from": "0.6", "dynamics.practice-from": "0.6", "dynamics.practice-rate": "0.05"},
-    "earlier/8": lam("spectra", 8, 0.33)
-    | FROM_THE_INPUT
-    | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
+    "earlier/8": FAR | FROM_THE_INPUT | {"dynamics.actions-from": "0.35", "dynamics.practice-rate": "0.04"},
     "recording/8": lam("spectra", 8, 0.33, hears="recording"),
     # About as many bits a second: the coarser the time, the more of it may be events.
     "spectra/4": lam("spectra", 4, 0.2),

@@ -51,12 +51,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "one_shots")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
-    output = arguments.output.resolve()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         runs = {}
-        for name, (suite, seeds) in plan(arguments.drums, output).items():
+        for name, (suite, seeds) in plan(arguments.drums, arguments.output.resolve()).items():
             folder = name.replace(" ", "_")
-            runs[name] = [pool.submit(train, folder, suite, seed, output, []) for seed in range(seeds)]
+            runs[name] = [pool.submit(train, folder, suite, seed, arguments.output, []) for seed in range(seeds)]
         for name, jobs in runs.items():
             show(name, [job.result() for job in jobs])
     return 0

@@ -45,7 +45,7 @@ SUITES = {
 
 def train(name: str, suite: Suite, seed: int, output: Path, extra: list[str]) -> dict:
     """Train and evaluate one run in its own process; returns its eval.json with the wall time added."""
-    workdir = output / name / str(seed)
+    workdir = (output / name / str(seed)).resolve()  # the run is another process, in another folder
     result = workdir / "result.json"
     if result.is_file():
         return json.loads(result.read_text())
