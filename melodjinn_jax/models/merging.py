@@ -24,6 +24,8 @@ QUIETEST = 0.5
 MIN_QUIET = 0.1
 # A weak code has a key if, where that key has not just sounded, it is this strong, as a share of the key's founder.
 FRESH_SHARE = 0.5
+# A code that one key follows at once in this share of its places is the beginning of that key's sound.
+ANNOUNCED = 0.8
 # How loud a hit is does not make it another key.
 GAINS = (0.5, 0.7, 1.0, 1.4)
 
@@ -100,7 +102,8 @@ class Merge:
     Strong codes found the keys, or join the key whose sound explains what they do: place within the frame, loudness
     and tails that mask then make no difference. What is left over is not a sound of its own in three cases: it mostly
     follows a key at once; it only occurs over other sounds; or an event mostly follows it at once, which is then the
-    one that counts, for a sound that begins at the very end of its block is too short to be told from others.
+    one that counts, for a sound that begins at the very end of its block is too short to be told from others. If it is
+    nearly always the same one that follows, the code is that key, and not late.
     """
 
     def __init__(self, codes: np.ndarray, effects: Effects, num_codes: int, noop_code: int, config: LatentActionConfig):
@@ -138,12 +141,21 @@ class Merge:
         for code in self._by_strength:
             if code not in strong:
                 self.key_of_code[code] = self._late_start(code)
-        return self.key_of_code
+        announced = {code: self._announced(code) for code in strong if not self._is_event[self.codes == code].any()}
+        for code, key in announced.items():
+            self.key_of_code[code] = key or self.key_of_code[code]
+        return np.unique(self.key_of_code, return_inverse=True)[1]  # a key may have lost the code that founded it
 
     def _is_herald(self, code: int) -> bool:
         """Whether another event mostly follows a code at once."""
         chosen = self.codes == code
         return bool(_any_within(self._is_event & ~chosen, 1)[chosen].mean() > 0.5)
+
+    def _announced(self, code: int) -> int:
+        """The key that nearly always follows a code at once; 0 without one."""
+        following = self.key_of_code[self.codes[:, 1:][self.codes[:, :-1] == code]]
+        counts = np.bincount(following, minlength=2)[1:]
+        return 1 + int(np.argmax(counts)) if counts.max() >= ANNOUNCED * (self.codes == code).sum() else 0
 
     def _join(self, code: int) -> int:
         key, unexplained = self._best_key(self.change(self.codes == code))
