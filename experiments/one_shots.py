@@ -7,7 +7,15 @@ are less alike than synthetic ones, so there are more clips, a finer codec and m
 to five CPU-minutes. docs/toy_world.md lists eight trios of recordings, with what they reach and what fails.
 """
 
-from melodjinn_jax.config import CodecConfig, Config, DataConfig, DynamicsConfig, PhasesConfig, TrainingConfig
+from melodjinn_jax.config import (
+    CodecConfig,
+    Config,
+    DataConfig,
+    DynamicsConfig,
+    EvaluationConfig,
+    PhasesConfig,
+    TrainingConfig,
+)
 
 
 def get_config() -> Config:
@@ -19,8 +27,11 @@ def get_config() -> Config:
         # A kick over another's tail changes few bands: what the LAM has not learnt to hear stands under NOOP, and is
         # then played unasked.
         phases=PhasesConfig(discover_steps=1000, freeze_deadline=1300),
-        # Masks and splices, which keep a model from its clips' rhythms and from learning them by heart, cost more here
-        # than they give. Averaged weights slip less at temperature .5.
+        # Masks and splices keep a model from learning its clips by heart, of which there are enough here, and from
+        # following a rhythm: loops need them (--dynamics.max-mask-rate 1 --dynamics.splice-probability .5). Averaged
+        # weights slip less at temperature .5.
         dynamics=DynamicsConfig(max_mask_rate=0, splice_probability=0, ema_decay=0.99),
         training=TrainingConfig(steps=3200),
+        # Beyond what was trained, presses come more surely and NOOP stays cleaner; from 2 on keys sound wrong.
+        evaluation=EvaluationConfig(strength=1.5),
     )

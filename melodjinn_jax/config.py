@@ -249,8 +249,8 @@ class EvaluationConfig:
     """Temperature of the measures under `sampled` (the others are greedy), and of the commands that play unless they
     are told otherwise."""
     strength: float = 1.0
-    """Strength of the actions in what is played, for the measures of music and by the commands that play: 1 is as they
-    were trained."""
+    """Strength of the actions, NOOP among them, in all that is played, by the evaluation and by the commands that play:
+    1 is as they were trained."""
     takes: int = 1
     """Continuations of each clip over which delta control is averaged: the more, the less of its interval is due to the
     dice of the sampling."""

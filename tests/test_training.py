@@ -382,6 +382,16 @@ def test_evaluating_by_hand_keeps_the_settings_of_the_run(evaluated):
     assert {k: v for k, v in before.items() if k != timing} == {k: v for k, v in after.items() if k != timing}
 
 
+def test_the_evaluation_plays_actions_with_the_strength_it_is_told(evaluated, tmp_path):
+    workdir = shutil.copytree(evaluated, tmp_path / "run")
+    before = {clip.name: clip.read_bytes() for clip in (workdir / "samples").iterdir()}
+    done = run_command("evaluate", "--workdir", str(workdir), "--evaluation.strength", "3")
+    assert done.returncode == 0, done.stderr
+    after = {clip.name: clip.read_bytes() for clip in (workdir / "samples").iterdir()}
+    assert after["truth.wav"] == before["truth.wav"]
+    assert after["noop.wav"] != before["noop.wav"], "NOOP is an action too"
+
+
 def test_generate_plays_actions_and_those_of_a_recording_and_refuses_what_is_not_there(evaluated, tmp_path):
     clip, again = tmp_path / "clip.wav", tmp_path / "again.wav"
     done = run_command("generate", "--workdir", str(evaluated), "--actions", "0x30", "--out", str(clip))

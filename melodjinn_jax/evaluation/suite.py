@@ -16,6 +16,7 @@ from melodjinn_jax.evaluation.meaning import measure_meaning
 from melodjinn_jax.evaluation.measures import FULL_SCALE, cross_entropies, logmel_correlation, real_time_factor
 from melodjinn_jax.evaluation.onsets import Onset, OnsetDetector, match_onsets
 from melodjinn_jax.live.generator import generate
+from melodjinn_jax.models.dynamics import strengthen
 from melodjinn_jax.training.run import CODEBOOK_PARTS, LAM_PARTS
 from melodjinn_jax.training.state import Models, State
 from melodjinn_jax.training.step import encode_codes, encode_keys
@@ -61,6 +62,7 @@ class Evaluator:
         self.models, self.state, self.codec, self.detector, self.config = models, state, codec, detector, config
         self.num_drums = detector.num_drums
         self.num_keys = int(np.max(state["key_of_code"]))
+        self._played = strengthen(state["dynamics"], models.num_codes, config.strength)
         # On the frame grid an action has no excuse to come late; elsewhere a hit may start as its frame ends.
         self.tolerance = 1 if models.config.data.offsets else 0
 
@@ -157,7 +159,7 @@ class Evaluator:
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         codes = generate(
             self.models,
-            self.state["dynamics"],
+            self._played,
             scenes.prompt,
             scenes.prompt_frames,
             scenes.actions,
