@@ -27,11 +27,10 @@ def get_config() -> Config:
         # A kick over another's tail changes few bands: what the LAM has not learnt to hear stands under NOOP, and is
         # then played unasked.
         phases=PhasesConfig(discover_steps=1000, freeze_deadline=1300),
-        # Masks and splices keep a model from learning its clips by heart, of which there are enough here, and from
-        # following a rhythm: loops need them (--dynamics.max-mask-rate 1 --dynamics.splice-probability .5). Averaged
-        # weights slip less at temperature .5.
+        # A splice cuts tails off, and the model learns that tails break off, and begin, by themselves. Only loops need
+        # it: --dynamics.splice-probability .5 --dynamics.max-mask-rate 1. Averaged weights slip less at temperature .5.
         dynamics=DynamicsConfig(max_mask_rate=0, splice_probability=0, ema_decay=0.99),
         training=TrainingConfig(steps=3200),
-        # Beyond what was trained, presses come more surely and NOOP stays cleaner; from 2 on keys sound wrong.
+        # As in toy_drums.py.
         evaluation=EvaluationConfig(strength=1.5),
     )

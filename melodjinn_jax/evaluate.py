@@ -61,6 +61,7 @@ def evaluate_run(path: str, config: EvaluationConfig) -> dict[str, Any]:
         "freeze_reason": run.record.freeze_reason,
         "freeze_agreement": run.record.looks[-1].agreement if run.record.looks else None,
         "split": config.split,
+        "strength": config.strength,
         "parameters": {name: count_parameters(run.state[name]) for name in ("lam", "dynamics") if name in run.state},
         **measures,
     }

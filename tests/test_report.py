@@ -53,6 +53,7 @@ def make_results(drums: list[str], **changes) -> dict:
         "freeze_reason": "stable",
         "freeze_agreement": 0.9123,
         "split": "test",
+        "strength": 1.5,
         "drums": drums,
         "parameters": {"lam": 202551, "dynamics": 182380},
         "num_actions": count + 4,

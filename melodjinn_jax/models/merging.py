@@ -24,7 +24,7 @@ QUIETEST = 0.5
 MIN_QUIET = 0.1
 # A weak code has a key if, where that key has not just sounded, it is this strong, as a share of the key's founder.
 FRESH_SHARE = 0.5
-# A code that one key follows at once in this share of its places is the beginning of that key's sound.
+# A code that is no event itself, and that one key follows at once in this share of its places, begins that key's sound.
 ANNOUNCED = 0.8
 # How loud a hit is does not make it another key.
 GAINS = (0.5, 0.7, 1.0, 1.4)
@@ -102,8 +102,9 @@ class Merge:
     Strong codes found the keys, or join the key whose sound explains what they do: place within the frame, loudness
     and tails that mask then make no difference. What is left over is not a sound of its own in three cases: it mostly
     follows a key at once; it only occurs over other sounds; or an event mostly follows it at once, which is then the
-    one that counts, for a sound that begins at the very end of its block is too short to be told from others. If it is
-    nearly always the same one that follows, the code is that key, and not late.
+    one that counts, for a sound that begins at the very end of its block is too short to be told from others. Last, a
+    strong code that is no event in its own block is, whatever it was so far, the key that follows it at once in nearly
+    all its places: that key's sound begins there.
     """
 
     def __init__(self, codes: np.ndarray, effects: Effects, num_codes: int, noop_code: int, config: LatentActionConfig):
@@ -208,7 +209,8 @@ def merge_codes(
       config: thresholds.
 
     Returns:
-      int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by strength.
+      int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by the
+        strength of the codes that founded them.
     """
     if config.merge == "none":
         return _each_its_own(codes, num_codes)

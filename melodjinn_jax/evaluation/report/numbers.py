@@ -46,6 +46,7 @@ EXPLANATIONS = {
     "step": "of the checkpoint that was evaluated",
     "phase": "of that checkpoint",
     "split": "held-out clips",
+    "strength": "of the actions in what is played: 1 as they were trained",
     "success": f"the four measures at {SUCCESS_THRESHOLD:.0%} or more, greedy and sampled, and a key for every drum",
     "parameters.lam": "parameters of the latent action model",
     "parameters.dynamics": "parameters of the dynamics model",
