@@ -209,8 +209,8 @@ def merge_codes(
       config: thresholds.
 
     Returns:
-      int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by the
-        strength of the codes that founded them.
+      int [num_codes]: 0 for NOOP, for codes too weak to hear and for unused ones; keys count from 1 by the strength
+        of the codes that founded them.
     """
     if config.merge == "none":
         return _each_its_own(codes, num_codes)
